@@ -1,0 +1,16 @@
+"""Spatial operators: each as a function, a module, a reference and its kernels."""
+
+from volution.ops._library import reference_ops, report
+from volution.ops._shared.neighbourhood import correlate, gather, scatter, window_offsets
+from volution.ops.involution import Involution2d, involution2d
+
+__all__ = [
+    "Involution2d",
+    "correlate",
+    "gather",
+    "involution2d",
+    "reference_ops",
+    "report",
+    "scatter",
+    "window_offsets",
+]

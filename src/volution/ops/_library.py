@@ -1,0 +1,321 @@
+"""The door to ``torch.library``: one declaration per operator, one kernel per device.
+
+An operator is declared once, with :func:`register`. The dispatcher then owns every choice:
+
+=====================  ===========================================================
+dispatch key           what runs
+=====================  ===========================================================
+Autocast*              casts the operands to the autocast dtype, dispatches again
+Autograd               records the operator's own derivative rule
+FuncTorchBatched       the operator's ``vmap`` rule
+Meta                   shapes and strides only (``torch.compile``, meta tensors)
+CPU                    compiled C, or the reference where it is not built
+CUDA                   Triton, or the reference where it is not installed
+anything else          the reference
+=====================  ===========================================================
+
+No other file of the package talks to ``torch.library`` or to ``torch._C``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.utils.flop_counter import register_flop_formula
+
+from volution.ops import _native
+
+_LIBRARY = torch.library.Library("volution", "DEF")
+_OPERATORS: dict[str, Operator] = {}
+
+# The implementation every operator is forced to, or None for the automatic choice. A plain
+# global, because autograd runs CUDA backward passes on threads that see no context variables.
+_forced: str | None = None
+
+
+@dataclass
+class Operator:
+    """What the dispatcher needs to know of one operator."""
+
+    name: str
+    check: Callable[..., None]
+    reference: Callable[..., Tensor]
+    native: Callable[..., Tensor]
+    triton_module: str
+    native_dtypes: frozenset[torch.dtype]
+    # Filled at the first CUDA call: importing triton takes longer than importing volution.
+    triton: Callable[..., Tensor] | None = field(default=None)
+
+    def cpu(self, *args: Any) -> Tensor:
+        """Run on the CPU: the forced implementation, else compiled C, else the reference."""
+        self.check(*args)
+        if _forced is None:
+            if _native.library is not None and args[0].dtype in self.native_dtypes:
+                return self.native(*args)
+            return self.reference(*args)
+        return self.implementation(_forced)(*args)
+
+    def cuda(self, *args: Any) -> Tensor:
+        """Run on the GPU: the forced implementation, else Triton, else the reference."""
+        self.check(*args)
+        name = _forced or ("reference" if _missing_triton() else "triton")
+        return self.implementation(name)(*args)
+
+    def elsewhere(self, *args: Any) -> Tensor:
+        """Run on any other device: the reference."""
+        self.check(*args)
+        return self.reference(*args)
+
+    def implementation(self, name: str) -> Callable[..., Tensor]:
+        """Return the function behind an implementation's name."""
+        if name == "triton":
+            if self.triton is None:
+                self.triton = getattr(importlib.import_module(self.triton_module), self.name)
+            return self.triton
+        return self.native if name == "native" else self.reference  # "reference" and "plain"
+
+
+def _missing_triton() -> str | None:
+    """Return why Triton cannot be used, or None."""
+    return None if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+def register(
+    schema: str,
+    *,
+    check: Callable[..., None],
+    reference: Callable[..., Tensor],
+    native: Callable[..., Tensor],
+    triton_module: str,
+    native_dtypes: Sequence[torch.dtype],
+    fake: Callable[..., Tensor],
+    backward: Callable[..., tuple[Tensor | None, Tensor | None]],
+    flops: Callable[..., int],
+) -> torch._ops.OpOverload:
+    """Declare a bilinear operator of two tensors and give every device its kernel.
+
+    Args:
+        schema: The operator without its namespace; its first two arguments are tensors.
+        check: Raises for arguments the operator does not take; called before every kernel.
+        reference: Plain PyTorch, the specification.
+        native: Calls the compiled CPU library; used for ``native_dtypes`` only.
+        triton_module: Module that holds a Triton launcher of the operator's name; imported at
+            the first CUDA call.
+        native_dtypes: Dtypes the CPU library computes.
+        fake: Returns an empty output of the right shape and strides.
+        backward: ``(grad, needs, first, second, *rest)`` to the two gradients; ``needs`` says
+            which of them are wanted.
+        flops: Operations, for :class:`torch.utils.flop_counter.FlopCounterMode`.
+
+    Returns:
+        The overload to call.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    overload: torch._ops.OpOverload = getattr(torch.ops.volution, name).default
+    operator = Operator(name, check, reference, native, triton_module, frozenset(native_dtypes))
+    _OPERATORS[name] = operator
+    _LIBRARY.impl(name, operator.cpu, "CPU")
+    _LIBRARY.impl(name, operator.cuda, "CUDA")
+    _LIBRARY.impl(name, operator.elsewhere, "CompositeExplicitAutograd")
+
+    def checked_fake(*args: Any) -> Tensor:
+        check(*args)
+        return fake(*args)
+
+    torch.library.register_fake(f"volution::{name}", checked_fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"volution::{name}", _vmap_rule(overload), lib=_LIBRARY)
+    _LIBRARY.impl(name, _autograd_rule(overload, backward), "Autograd", with_keyset=True)
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, _autocast_rule(overload, device), f"Autocast{device}")
+    register_flop_formula(getattr(torch.ops.volution, name))(flops)
+    return overload
+
+
+def _autograd_rule(overload: Any, backward: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Build the Autograd kernel of a bilinear operator, in reverse and in forward mode."""
+
+    def below(keyset: Any, *args: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        return result
+
+    # Single level: by the time this key runs, functorch has taken the other levels off already.
+    class Bilinear(_SingleLevelFunction):
+        @staticmethod
+        def forward(keyset: Any, *args: Any) -> Tensor:  # type: ignore[override]
+            return below(keyset, *args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            _, first, second, *ctx.rest = inputs
+            ctx.save_for_backward(first, second)
+            ctx.save_for_forward(first, second)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+            grads = backward(grad, ctx.needs_input_grad[1:3], *ctx.saved_tensors, *ctx.rest)
+            return None, *grads, *(None for _ in ctx.rest)
+
+        @staticmethod
+        def jvp(ctx: Any, _: Any, *tangents: Tensor | None) -> Tensor | None:
+            first, second = ctx.saved_tensors
+            parts = []
+            if tangents[0] is not None:
+                parts.append(overload(tangents[0], second, *ctx.rest))
+            if tangents[1] is not None:
+                parts.append(overload(first, tangents[1], *ctx.rest))
+            return sum(parts[1:], parts[0]) if parts else None
+
+    def rule(keyset: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+        reverse = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
+        if reverse or forward_ad._current_level >= 0:
+            with enable_single_level_autograd_function():
+                result: Tensor = Bilinear.apply(keyset, first, second, *rest)
+            return result
+        return below(keyset, first, second, *rest)
+
+    return rule
+
+
+def _autocast_rule(overload: Any, device: str) -> Callable[..., Tensor]:
+    """Build the Autocast kernel: operands go to the autocast dtype, as those of a convolution."""
+    key = getattr(torch._C.DispatchKey, f"Autocast{device}")
+    excluded = torch._C.DispatchKeySet(key)
+
+    def rule(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device.lower())
+        with torch._C._ExcludeDispatchKeyGuard(excluded):
+            result: Tensor = overload(_cast(first, dtype), _cast(second, dtype), *rest)
+        return result
+
+    return rule
+
+
+def _vmap_rule(overload: Any) -> Callable[..., tuple[Tensor, int]]:
+    """Build the batching rule: the mapped dimension joins the batch, and leaves it afterwards."""
+
+    def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        size = info.batch_size
+        folded = [
+            (arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)).flatten(0, 1)
+            for arg, dim in zip(args[:2], in_dims[:2], strict=True)
+        ]
+        out: Tensor = overload(*folded, *args[2:])
+        return out.unflatten(0, (size, -1) if size else (0, args[0].shape[0])), 0
+
+    return rule
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # float64 is left alone, as in PyTorch's own rules.
+    if tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return tensor.to(dtype)
+    return tensor
+
+
+def call(overload: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    """Call an operator: through the dispatcher, or as plain PyTorch where that is asked for."""
+    if _forced == "plain" or torch.compiler.is_exporting():
+        operator = _OPERATORS[overload._schema.name.removeprefix("volution::")]
+        if torch.is_autocast_enabled(first.device.type):
+            dtype = torch.get_autocast_dtype(first.device.type)
+            first, second = _cast(first, dtype), _cast(second, dtype)
+        operator.check(first, second, *rest)
+        return operator.reference(first, second, *rest)
+    result: Tensor = overload(first, second, *rest)
+    return result
+
+
+@contextmanager
+def forced_implementation(name: str) -> Iterator[None]:
+    """Run every operator of the process on one implementation.
+
+    ``"reference"``, ``"native"`` and ``"triton"`` are the kernels behind the dispatcher;
+    ``"plain"`` also leaves the dispatcher out, so that tracers see PyTorch's own operators.
+    """
+    global _forced
+    if name not in ("reference", "native", "triton", "plain"):
+        raise ValueError(f"name must be reference, native, triton or plain, got {name!r}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def reference_ops() -> AbstractContextManager[None]:
+    """Return a context in which every operator is plain PyTorch, its reference.
+
+    For comparing, debugging and tracing: ``torch.export`` and the ONNX exporters then see
+    PyTorch's own operators only. It holds for the whole process, all threads included.
+
+    Example:
+        >>> import torch, volution
+        >>> with volution.ops.reference_ops():
+        ...     y = volution.ops.involution2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1, 3, 3))
+        >>> y.sum().item()
+        9.0
+    """
+    return forced_implementation("plain")
+
+
+def report() -> list[dict[str, str]]:
+    """Return which implementation each operator gets on each device, and why.
+
+    Returns:
+        One row per operator and device, with the keys ``operator``, ``device``,
+        ``implementation``, ``dtypes`` and ``why``.
+
+    Example:
+        >>> import volution
+        >>> sorted({row["device"] for row in volution.ops.report()})
+        ['cpu', 'cuda']
+    """
+    rows = []
+    for operator in _OPERATORS.values():
+        for device, describe in (("cpu", _cpu_choice), ("cuda", _cuda_choice)):
+            implementation, dtypes, why = describe(operator)
+            rows.append(
+                {
+                    "operator": operator.name,
+                    "device": device,
+                    "implementation": implementation,
+                    "dtypes": dtypes,
+                    "why": why,
+                }
+            )
+    return rows
+
+
+def _cpu_choice(operator: Operator) -> tuple[str, str, str]:
+    if _forced is not None:
+        return _forced, "all", "forced by a context of this process"
+    if _native.library is None:
+        return "reference", "all", _native.reason
+    names = " ".join(sorted(_short(dtype) for dtype in operator.native_dtypes))
+    return "native", names, f"{_native.reason}; other dtypes run on the reference"
+
+
+def _cuda_choice(operator: Operator) -> tuple[str, str, str]:
+    if _forced is not None:
+        return _forced, "all", "forced by a context of this process"
+    missing = _missing_triton()
+    if missing:
+        return "reference", "all", missing
+    present = "found" if torch.cuda.is_available() else "no CUDA device on this machine"
+    return "triton", "all", present
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

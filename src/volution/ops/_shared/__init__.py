@@ -1,0 +1,1 @@
+"""Primitives that several operators stand on."""

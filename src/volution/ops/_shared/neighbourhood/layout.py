@@ -1,0 +1,37 @@
+"""Memory layouts of the results, in one place so that every kernel and the fakes agree.
+
+A result follows its first operand: channels-last in, channels-last out. A kernel tensor counts as
+channels-last when it is pixel-major, (N, h, w, G, D) in memory: that is what a 1x1 convolution
+running in channels-last writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Return whether results made from this map should be channels-last."""
+    return torch._prims_common.suggest_memory_format(tensor) == torch.channels_last
+
+
+def empty_map(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return an uninitialised (N, C, h, w) map in the memory format of ``like``."""
+    memory_format = torch._prims_common.suggest_memory_format(like)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def empty_kernel(like: Tensor, groups: int, taps: int) -> Tensor:
+    """Return an uninitialised (N, G, D, h, w) kernel in the memory format of the map ``like``."""
+    n, _, h, w = like.shape
+    if is_channels_last(like):
+        return like.new_empty((n, h, w, groups, taps)).permute(0, 3, 4, 1, 2)
+    return like.new_empty((n, groups, taps, h, w))
+
+
+def pixel_major(kernel: Tensor) -> Tensor:
+    """Return ``kernel`` with (N, h, w, G, D) order in memory."""
+    return kernel.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)

@@ -1,0 +1,80 @@
+"""Hand the three operators to the compiled CPU library.
+
+The C side wants channels-last maps (channel stride 1) and pixel-major kernels (taps of a group
+adjacent, groups of a pixel adjacent); every other stride is free, so slices and expanded tensors
+pass without a copy. Any other layout is converted once, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from volution.ops import _native
+from volution.ops._shared.neighbourhood.layout import empty_kernel, empty_map, pixel_major
+
+
+def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
+    """Compute :func:`reference.gather` on the CPU."""
+    n, c, height, width = input.shape
+    _, groups, taps, h, w = kernel.shape
+    out = empty_map(input, (n, c, h, w))
+    x, k = _as_map(input), _as_kernel(kernel)
+    y = _as_map(out)
+    sizes = (n, c, height, width, groups, taps, h, w, stride)
+    _native.call("gather", sizes + _steps(x) + _steps(y) + _kernel_steps(k), offsets, x, k, y)
+    return out if y is out else out.copy_(y)
+
+
+def scatter(
+    input: Tensor, kernel: Tensor, offsets: Sequence[int], size: Sequence[int], stride: int
+) -> Tensor:
+    """Compute :func:`reference.scatter` on the CPU."""
+    n, c, h, w = input.shape
+    groups, taps = kernel.shape[1:3]
+    out = empty_map(input, (n, c, *size))
+    x, k = _as_map(input), _as_kernel(kernel)
+    y = _as_map(out)
+    sizes = (n, c, *size, groups, taps, h, w, stride)
+    _native.call("scatter", sizes + _steps(y) + _steps(x) + _kernel_steps(k), offsets, x, k, y)
+    return out if y is out else out.copy_(y)
+
+
+def correlate(
+    query: Tensor, input: Tensor, offsets: Sequence[int], groups: int, stride: int
+) -> Tensor:
+    """Compute :func:`reference.correlate` on the CPU."""
+    n, c, h, w = query.shape
+    height, width = input.shape[2:]
+    taps = len(offsets) // 2
+    out = empty_kernel(query, groups, taps)
+    q, x = _as_map(query), _as_map(input)
+    k = _as_kernel(out)
+    sizes = (n, c, height, width, groups, taps, h, w, stride)
+    _native.call("correlate", sizes + _steps(x) + _steps(q) + _kernel_steps(k), offsets, q, x, k)
+    return out if k is out else out.copy_(k)
+
+
+def _as_map(tensor: Tensor) -> Tensor:
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _as_kernel(tensor: Tensor) -> Tensor:
+    _, groups, taps, _, _ = tensor.shape
+    if (tensor.stride(2) == 1 or taps == 1) and (tensor.stride(1) == taps or groups == 1):
+        return tensor
+    return pixel_major(tensor)
+
+
+def _steps(tensor: Tensor) -> tuple[int, int, int]:
+    step = tensor.stride()
+    return step[0], step[2], step[3]
+
+
+def _kernel_steps(tensor: Tensor) -> tuple[int, int, int]:
+    step = tensor.stride()
+    return step[0], step[3], step[4]
