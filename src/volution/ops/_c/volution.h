@@ -1,0 +1,28 @@
+/* What every CPU kernel of volution shares: the call convention and the symbol names.
+ *
+ * A kernel is a C function  int name(sizes, offsets, first, second, out)
+ *   sizes    int64: dtype code, threads, then what the kernel's own file documents
+ *   offsets  int64: row and column of each tap, flat
+ * and returns 0, or 1 when scratch memory could not be had. Kernels check no arguments: the
+ * Python side does, before the call.
+ *
+ * Each kernel file is compiled once per instruction set; KERNEL_NAME adds the set to the name,
+ * and dispatch.c picks one at load.
+ */
+#ifndef VOLUTION_H
+#define VOLUTION_H
+
+#include <stdint.h>
+
+#define VOLUTION_JOIN_(a, b) a##_##b
+#define VOLUTION_JOIN(a, b) VOLUTION_JOIN_(a, b)
+#define KERNEL_NAME(name) VOLUTION_JOIN(VOLUTION_JOIN(volution_kernel, name), VOLUTION_ISA)
+
+enum { DTYPE_F32 = 0, DTYPE_BF16 = 1, DTYPE_F64 = 2 };
+
+typedef int kernel_fn(const int64_t *sizes, const int64_t *offsets, const void *first,
+                      const void *second, void *out);
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+#endif

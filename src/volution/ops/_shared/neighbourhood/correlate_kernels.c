@@ -1,0 +1,13 @@
+/* volution::correlate on the CPU. first = small map, second = full map, out = kernel. */
+#define TEMPLATE "correlate_template.h"
+#include "window.h"
+#include "for_each_type.h"
+#include "pack.h"
+
+static instance *const instances[3][3] = FOR_TYPES(correlate);
+
+int KERNEL_NAME(correlate)(const int64_t *sizes, const int64_t *offsets, const void *first,
+                           const void *second, void *out) {
+    const window call = window_of(sizes, offsets);
+    return run_padded(instances, &call, (void *)second, (void *)first, out, 0, 0);
+}

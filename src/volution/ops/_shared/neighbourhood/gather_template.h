@@ -1,0 +1,161 @@
+/* gather for one element type and vector width; see vector.h for the names in V().
+ *
+ * A tile is TILE output pixels of one row and R units of channels of one group: its sums stay in
+ * registers while the window passes. In a dense K x K window the TILE pixels share most of their
+ * neighbours, so the tile walks over the TILE + K - 1 input pixels of a row and spreads each one,
+ * loaded once, over the pixels it belongs to.
+ */
+#include "vector.h"
+
+/* The taps of `pixels` adjacent kernels, widened once for all channels of the group. */
+#if ELEMENT == 1
+ALWAYS_INLINE const float *V(taps)(const uint16_t *k, int64_t step, int64_t D, int pixels,
+                                   float *scratch, int64_t *scratch_step) {
+    for (int t = 0; t < pixels; t++)
+        for (int64_t tap = 0; tap < D; tap++) scratch[t * D + tap] = V(widen)(k[t * step + tap]);
+    *scratch_step = D;
+    return scratch;
+}
+#else
+ALWAYS_INLINE const V(acc) * V(taps)(const V(elem) * k, int64_t step, int64_t D, int pixels,
+                                     V(acc) * scratch, int64_t *scratch_step) {
+    (void)D, (void)pixels, (void)scratch;
+    *scratch_step = step;
+    return k;
+}
+#endif
+
+/* Dense K x K window, stride 1: pixels (row, col .. col + TILE - 1), R units of channels. */
+ALWAYS_INLINE void V(gather_dense)(const window *g, const V(elem) * x, const V(acc) * k,
+                                   int64_t k_step, V(elem) * y, int64_t row, int64_t col,
+                                   const int K, const int TILE, const int R) {
+    V(vec) sum[8][4];
+#pragma GCC unroll 8
+    for (int t = 0; t < TILE; t++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R * PARTS; r++) sum[t][r] = V(splat)(0);
+
+    const int64_t first = max64(0, K / 2 - row), last = min64(K, g->H + K / 2 - row);
+    const int inside = col >= K / 2 && col + TILE - 1 + K / 2 < g->W;
+    for (int64_t u = first; u < last; u++) {
+        const V(elem) *line = x + (row + u - K / 2) * g->full.row + (col - K / 2) * g->full.col;
+        const V(acc) *taps = k + u * K;
+#pragma GCC unroll 16
+        for (int p = 0; p < TILE + K - 1; p++) {
+            if (!inside && (uint64_t)(col + p - K / 2) >= (uint64_t)g->W) continue;
+            V(vec) value[4];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) V(load)(line + p * g->full.col + r * UNIT, value + r * PARTS);
+#pragma GCC unroll 8
+            for (int t = 0; t < TILE; t++) {
+                if (p - t < 0 || p - t >= K) continue;
+                const V(vec) weight = V(splat)(taps[t * k_step + p - t]);
+#pragma GCC unroll 4
+                for (int r = 0; r < R * PARTS; r++) sum[t][r] += weight * value[r];
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < TILE; t++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++)
+            V(store)(y + (col + t) * g->small.col + r * UNIT, sum[t] + r * PARTS);
+}
+
+/* Any taps and stride. */
+ALWAYS_INLINE void V(gather_any)(const window *g, const V(elem) * x, const V(acc) * k,
+                                 int64_t k_step, V(elem) * y, int64_t row, int64_t col,
+                                 const int TILE, const int R) {
+    V(vec) sum[8][4];
+#pragma GCC unroll 8
+    for (int t = 0; t < TILE; t++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R * PARTS; r++) sum[t][r] = V(splat)(0);
+
+    for (int64_t tap = 0; tap < g->D; tap++) {
+        const int64_t from = g->stride * row + g->offsets[2 * tap];
+        const int64_t left = g->stride * col + g->offsets[2 * tap + 1];
+        if (from < 0 || from >= g->H) continue;
+        const V(elem) *line = x + from * g->full.row;
+        const int inside = left >= 0 && left + g->stride * (TILE - 1) < g->W;
+#pragma GCC unroll 8
+        for (int t = 0; t < TILE; t++) {
+            const int64_t at = left + g->stride * t;
+            if (!inside && (uint64_t)at >= (uint64_t)g->W) continue;
+            const V(vec) weight = V(splat)(k[t * k_step + tap]);
+            V(vec) value[4];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) V(load)(line + at * g->full.col + r * UNIT, value + r * PARTS);
+#pragma GCC unroll 4
+            for (int r = 0; r < R * PARTS; r++) sum[t][r] += weight * value[r];
+        }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < TILE; t++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++)
+            V(store)(y + (col + t) * g->small.col + r * UNIT, sum[t] + r * PARTS);
+}
+
+#define GATHER_TILE(suffix, TILE, R)                                                               \
+    static void V(gather_tile_##suffix)(const window *g, const V(elem) * x, const V(acc) * k,      \
+                                        int64_t k_step, V(elem) * y, int64_t row, int64_t col) {   \
+        switch (g->side) {                                                                         \
+        case 3: V(gather_dense)(g, x, k, k_step, y, row, col, 3, TILE, R); break;                  \
+        case 5: V(gather_dense)(g, x, k, k_step, y, row, col, 5, TILE, R); break;                  \
+        case 7: V(gather_dense)(g, x, k, k_step, y, row, col, 7, TILE, R); break;                  \
+        default: V(gather_any)(g, x, k, k_step, y, row, col, TILE, R);                             \
+        }                                                                                          \
+    }
+GATHER_TILE(wide, 4, (2 / PARTS))
+GATHER_TILE(narrow, 4, 1)
+GATHER_TILE(last, 1, 1)
+#undef GATHER_TILE
+
+/* One row of one image. scratch holds the widened taps of a tile. */
+static void V(gather_row)(const window *g, const V(elem) * x, const V(elem) * k, V(elem) * y,
+                          int64_t row, V(acc) * scratch) {
+    const int64_t paired = 2 / PARTS * UNIT;
+    const int tile = g->w >= 4 ? 4 : 1;
+    for (int64_t start = 0; start < g->w; start += tile) {
+        /* The last tile is moved back to end with the row; what it computes again is the same. */
+        const int64_t col = min64(start, g->w - tile);
+        for (int64_t group = 0; group < g->G; group++) {
+            int64_t k_step;
+            const V(acc) *taps = V(taps)(k + col * g->kernel.col + group * g->D, g->kernel.col,
+                                         g->D, tile, scratch, &k_step);
+            for (int64_t c = group * g->cg, end = c + g->cg; c < end;) {
+                if (tile == 1) {
+                    V(gather_tile_last)(g, x + c, taps, k_step, y + c, row, col);
+                    c += UNIT;
+                } else if (c + paired <= end) {
+                    V(gather_tile_wide)(g, x + c, taps, k_step, y + c, row, col);
+                    c += paired;
+                } else {
+                    V(gather_tile_narrow)(g, x + c, taps, k_step, y + c, row, col);
+                    c += UNIT;
+                }
+            }
+        }
+    }
+}
+
+static int V(gather)(const window *g, const void *full, const void *small, const void *kernel) {
+    const V(elem) *x = full, *k = kernel;
+    V(elem) *y = (V(elem) *)small;
+    int failed = 0;
+#pragma omp parallel num_threads(g->threads) reduction(| : failed)
+    {
+        V(acc) *scratch = malloc((size_t)(4 * g->D) * sizeof *scratch);
+        failed = scratch == NULL;
+#pragma omp for schedule(static)
+        for (int64_t line = 0; line < g->N * g->h; line++) {
+            const int64_t n = line / g->h, row = line % g->h;
+            if (!failed)
+                V(gather_row)(g, x + n * g->full.n, k + n * g->kernel.n + row * g->kernel.row,
+                              y + n * g->small.n + row * g->small.row, row, scratch);
+        }
+        free(scratch);
+    }
+    return failed;
+}

@@ -1,0 +1,61 @@
+/* The geometry of one call, and what the three kernels do with it before and after the arithmetic.
+ *
+ * sizes: dtype, threads, N, C, H, W, G, D, h, w, stride, then strides in elements:
+ *   full map   (n, row, column)   the H x W side
+ *   small map  (n, row, column)   the h x w side
+ *   kernel     (n, row, column)   the h x w side; its taps are adjacent, its groups D apart
+ */
+#ifndef NEIGHBOURHOOD_WINDOW_H
+#define NEIGHBOURHOOD_WINDOW_H
+
+#include "volution.h"
+
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef struct {
+    int64_t n, row, col;
+} steps;
+
+typedef struct {
+    int64_t dtype, threads;
+    int64_t N, C, H, W, G, D, h, w, stride;
+    steps full, small, kernel;
+    const int64_t *offsets;
+    int64_t cg;     /* channels of a group */
+    int64_t side;   /* K where the taps are a centred K x K window, 0 otherwise */
+} window;
+
+/* K where the offsets are those of a dense centred K x K window in row order, else 0. */
+ALWAYS_INLINE int64_t window_side(const int64_t *offsets, int64_t taps) {
+    int64_t side = 1;
+    while (side * side < taps) side += 2;
+    if (side * side != taps) return 0;
+    for (int64_t tap = 0; tap < taps; tap++) {
+        if (offsets[2 * tap] != tap / side - side / 2) return 0;
+        if (offsets[2 * tap + 1] != tap % side - side / 2) return 0;
+    }
+    return side;
+}
+
+ALWAYS_INLINE window window_of(const int64_t *s, const int64_t *offsets) {
+    window w = {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10],
+                {s[11], s[12], s[13]}, {s[14], s[15], s[16]}, {s[17], s[18], s[19]},
+                offsets, s[3] / s[6], 0};
+    w.side = w.stride == 1 ? window_side(offsets, w.D) : 0;
+    /* A small problem is done before the other threads have woken up. */
+    if (w.N * w.h * w.w * w.C * w.D < 60000) w.threads = 1;
+    return w;
+}
+
+ALWAYS_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+ALWAYS_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Floor and ceiling of a / b for positive b and any a. */
+ALWAYS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+
+#endif
