@@ -1,6 +1,6 @@
 """Comparison with the authors' code through the recorded fixtures.
 
-The fixtures lie beside the repository, in ``../shared/parity``, or under ``$VOLUTION_SHARED/parity``.
+The fixtures lie beside the repository, in ``../shared/parity``, or in ``$VOLUTION_SHARED/parity``.
 Their README defines the measure and the tolerances used here. Where the folder is absent, tests
 marked with :data:`needs_fixtures` are skipped and say so.
 
@@ -176,36 +176,11 @@ def compare(
     dtype: torch.dtype,
     rename: Callable[[str], str] = official_name,
 ) -> None:
-    """Assert that a module does what the authors' does: outputs, gradients, buffers, all of them."""
+    """Assert that a module computes what the authors' does: outputs, gradients and buffers."""
     got = outputs_and_gradients(fixture, module, dtype, rename)
     missing = fixture.meta["tensors"].keys() - got.keys()
     assert not missing, f"{fixture.name}: not produced: {sorted(missing)}"
     fixture.check(got, dtype)
-
-
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Fill parameters and running statistics so that no branch of a network is switched off.
-
-    Default initialisations hide mistakes (zero last norms, layer scales of 1e-6). Weights get
-    unit gain, norms stay near one, variances stay positive. Works in place, returns the module.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.is_floating_point():
-                tensor.copy_(_drawn(name, tensor, generator))
-    return module
-
-
-def _drawn(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
-    z = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-    if name.endswith("running_var"):
-        return 1 + 0.1 * z.abs()
-    if name.endswith(("bias", "running_mean")):
-        return 0.1 * z
-    if tensor.dim() < 2:
-        return 1 + 0.1 * z
-    return z / tensor[0].numel() ** 0.5
 
 
 def _check_sum(name: str, kind: str, tensors: Any, checksums: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Spatial operators beyond convolution and attention, and the networks built from them."""
 
-from volution import ops
+from volution import models, ops
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "ops"]
+__all__ = ["__version__", "models", "ops"]

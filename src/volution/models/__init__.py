@@ -1,0 +1,36 @@
+"""The networks: timm models built from the operators, registered on import.
+
+>>> import timm, volution
+>>> timm.create_model("rednet26", num_classes=10, device="meta").num_classes
+10
+"""
+
+from __future__ import annotations
+
+import timm
+
+from volution.models import rednet
+from volution.models.official import load_official
+from volution.models.rednet import RedNet
+
+__all__ = ["RedNet", "list_models", "load_official", "rednet"]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of volution's networks, for :func:`timm.create_model`.
+
+    Args:
+        pattern: Shell-style wildcards that the names match.
+
+    Returns:
+        Names in natural order; empty if none matches.
+
+    Example:
+        >>> list_models("rednet1*")
+        ['rednet101', 'rednet152']
+    """
+    return [
+        name
+        for name in timm.list_models(pattern)
+        if timm.model_entrypoint(name).__module__.startswith(f"{__name__}.")
+    ]
