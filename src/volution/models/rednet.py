@@ -260,15 +260,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, depths: Sequence[int], **kwargs: Any) -> nn.Module:
-    kwargs.setdefault("depths", depths)
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> nn.Module:
     net: nn.Module = build_model_with_cfg(
         RedNet,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3, 4)},
-        **kwargs,
+        **{**own, **kwargs},
     )
     return net
 
@@ -276,28 +275,28 @@ def _create(variant: str, pretrained: bool, depths: Sequence[int], **kwargs: Any
 @register_model
 def rednet26(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Make a RedNet-26; keyword arguments are those of :class:`RedNet`."""
-    return _create("rednet26", pretrained, (1, 2, 4, 1), **kwargs)
+    return _create("rednet26", pretrained, kwargs, depths=(1, 2, 4, 1))
 
 
 @register_model
 def rednet38(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Make a RedNet-38; keyword arguments are those of :class:`RedNet`."""
-    return _create("rednet38", pretrained, (2, 3, 5, 2), **kwargs)
+    return _create("rednet38", pretrained, kwargs, depths=(2, 3, 5, 2))
 
 
 @register_model
 def rednet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Make a RedNet-50; keyword arguments are those of :class:`RedNet`."""
-    return _create("rednet50", pretrained, (3, 4, 6, 3), **kwargs)
+    return _create("rednet50", pretrained, kwargs, depths=(3, 4, 6, 3))
 
 
 @register_model
 def rednet101(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Make a RedNet-101; keyword arguments are those of :class:`RedNet`."""
-    return _create("rednet101", pretrained, (3, 4, 23, 3), **kwargs)
+    return _create("rednet101", pretrained, kwargs, depths=(3, 4, 23, 3))
 
 
 @register_model
 def rednet152(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Make a RedNet-152; keyword arguments are those of :class:`RedNet`."""
-    return _create("rednet152", pretrained, (3, 8, 36, 3), **kwargs)
+    return _create("rednet152", pretrained, kwargs, depths=(3, 8, 36, 3))

@@ -1,0 +1,77 @@
+"""Small and lively copies of registered networks, for tests that run over all of them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import volution
+
+SIZE = 64
+SHRINK = 4
+
+
+@cache
+def skeleton(name: str) -> nn.Module:
+    """The full-size network without memory behind its parameters; not to be modified."""
+    assert name in volution.models.list_models()
+    return timm.create_model(name, device="meta")
+
+
+def narrow(name: str) -> list[int]:
+    """A quarter of the channels of each stage."""
+    return [tap["num_chs"] // SHRINK for tap in skeleton(name).feature_info[-4:]]
+
+
+def twin(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:
+    """The network at a quarter of its widths, in eval mode, with nothing switched off.
+
+    Every network of volution takes ``widths``, the channels of its four stages.
+    """
+    kwargs.setdefault("num_classes", 7)
+    return liven(timm.create_model(name, widths=narrow(name), **kwargs), seed)
+
+
+def images(count: int = 2, channels: int = 3, size: int = SIZE, seed: int = 0) -> Tensor:
+    """Normal noise, the same for the same arguments."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, channels, size, size, generator=generator)
+
+
+def liven(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill parameters and running statistics so that a mistake anywhere shows in the output.
+
+    Default initialisations hide mistakes: zero last norms and layer scales of 1e-6 switch whole
+    branches off. Statistics are taken from a batch, which keeps deep networks in range, and are
+    then shaken. Works in place; returns the network in eval mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    with torch.no_grad():
+        for name, tensor in net.named_parameters():
+            tensor.copy_(_drawn(name, normal(tensor)))
+        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        net.train()(images(8, getattr(net, "in_chans", 3), seed=seed + 1))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.running_mean += 0.1 * norm.running_var.sqrt() * normal(norm.running_mean)
+            norm.running_var *= 1 + 0.1 * normal(norm.running_var).abs()
+    return net.eval()
+
+
+def _drawn(name: str, z: Tensor) -> Tensor:
+    if name.endswith("bias"):
+        return 0.1 * z
+    if z.dim() < 2:
+        return 1 + 0.1 * z
+    return z / z[0].numel() ** 0.5
