@@ -1,0 +1,1 @@
+"""What every verb may use and nobody looks for: extras, console, environment, spelling help."""

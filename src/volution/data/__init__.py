@@ -1,0 +1,26 @@
+"""Pictures to learn from: the digits that come with scikit-learn, or a folder of one's own.
+
+>>> data = load("digits")
+>>> len(data.train), len(data.val), len(data.classes)
+(1438, 359, 10)
+"""
+
+from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images, open_image
+from volution.data.loader import Batch, loader
+from volution.data.sources import load, split
+from volution.data.transforms import Augmentation, InputConfig
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "ImageArrays",
+    "ImageData",
+    "ImageFiles",
+    "Images",
+    "InputConfig",
+    "find_images",
+    "load",
+    "loader",
+    "open_image",
+    "split",
+]

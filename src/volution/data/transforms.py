@@ -1,0 +1,94 @@
+"""From a picture to what a network is fed: timm's transforms, with their settings kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+__all__ = ["Augmentation", "InputConfig"]
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied; the meanings are those of timm's ``create_transform``.
+
+    Args:
+        scale: Least and greatest share of the area that a random crop keeps.
+        ratio: Least and greatest width of a crop over its height.
+        hflip: Probability of a mirror image.
+        color_jitter: Strength of random brightness, contrast and saturation.
+        auto_augment: A policy of timm, such as ``"rand-m9-mstd0.5"``.
+        random_erasing: Probability of painting over a random rectangle.
+    """
+
+    scale: tuple[float, float] = (0.35, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    auto_augment: str | None = None
+    random_erasing: float = 0.0
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What a network expects of its images; stored with every checkpoint.
+
+    Args:
+        channels: 3 for RGB, 1 for grey.
+        image_size: Side of the square image.
+        mean: Subtracted from each channel, whose values are from 0 to 1.
+        std: Then divided by.
+        interpolation: How images are resized.
+        crop_pct: Share of the resized image that the centre crop keeps, when not training.
+
+    Example:
+        >>> config = InputConfig(channels=1, image_size=8, mean=(0.5,), std=(0.5,))
+        >>> config.transform()(Image.new("L", (20, 10))).shape
+        torch.Size([1, 8, 8])
+        >>> InputConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+    def transform(self) -> Transform:
+        """Return the transform for measuring and predicting: resize, centre crop, normalise."""
+        return self._create(is_training=False, crop_pct=self.crop_pct)
+
+    def training_transform(self, augmentation: Augmentation) -> Transform:
+        """Return the transform for training: random crop and what ``augmentation`` says."""
+        settings = asdict(augmentation)
+        return self._create(is_training=True, re_prob=settings.pop("random_erasing"), **settings)
+
+    def _create(self, **settings: Any) -> Transform:
+        transform: Transform = create_transform(
+            (self.channels, self.image_size, self.image_size),
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            **settings,
+        )
+        return transform
+
+    def to_json(self) -> str:
+        """Return the settings as JSON, for a checkpoint's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> InputConfig:
+        """Read what :meth:`to_json` wrote."""
+        settings = json.loads(text)
+        return cls(**{**settings, "mean": tuple(settings["mean"]), "std": tuple(settings["std"])})

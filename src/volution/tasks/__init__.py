@@ -1,0 +1,13 @@
+"""A backbone and a head, and what it means for them to be right: image classification so far."""
+
+from volution.tasks.checkpoint import Classifier, load_classifier, save_classifier
+from volution.tasks.classification import Accuracy, create_model, input_config
+
+__all__ = [
+    "Accuracy",
+    "Classifier",
+    "create_model",
+    "input_config",
+    "load_classifier",
+    "save_classifier",
+]
