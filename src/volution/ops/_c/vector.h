@@ -7,7 +7,7 @@
  *   elem    the stored type          UNIT    elements one load brings
  *   acc     the type summed in       LANES   lanes of a vector of acc
  *   vec     a vector of acc          PARTS   vectors one load fills (2 for bf16)
- *   load, store, splat
+ *   load, store, splat, store_lanes
  *
  * bfloat16 is the upper half of a float32. A load of 2 * LANES of them is split into its even and
  * its odd elements with one shift and one mask, and sums are joined the same way: no shuffles.
@@ -70,6 +70,14 @@ ALWAYS_INLINE void V(store)(uint16_t *p, const V(vec) * in) {
     memcpy(p, &raw, BYTES);
 }
 
+typedef uint16_t V(half_vec) __attribute__((vector_size(BYTES / 2)));
+
+/* The first `count` lanes, one after the other. */
+ALWAYS_INLINE void V(store_lanes)(uint16_t *p, V(vec) value, int count) {
+    V(half_vec) rounded = __builtin_convertvector(V(round)(value) >> 16, V(half_vec));
+    memcpy(p, &rounded, (size_t)count * 2);
+}
+
 ALWAYS_INLINE float V(widen)(uint16_t value) {
     uint32_t bits = (uint32_t)value << 16;
     float out;
@@ -79,9 +87,14 @@ ALWAYS_INLINE float V(widen)(uint16_t value) {
 
 #else
 
+ALWAYS_INLINE void V(store_lanes)(V(elem) * p, V(vec) value, int count) {
+    memcpy(p, &value, (size_t)count * sizeof *p);
+}
+
 ALWAYS_INLINE void V(load)(const V(elem) * p, V(vec) * out) { memcpy(out, p, BYTES); }
 ALWAYS_INLINE void V(store)(V(elem) * p, const V(vec) * in) { memcpy(p, in, BYTES); }
 
 #endif
 
-ALWAYS_INLINE V(vec) V(splat)(V(acc) value) { return (V(vec)){0} + value; }
+/* Subtracting zero changes no value, -0 included, so this is a plain broadcast. */
+ALWAYS_INLINE V(vec) V(splat)(V(acc) value) { return value - (V(vec)){0}; }

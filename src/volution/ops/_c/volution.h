@@ -23,6 +23,10 @@ enum { DTYPE_F32 = 0, DTYPE_BF16 = 1, DTYPE_F64 = 2 };
 typedef int kernel_fn(const int64_t *sizes, const int64_t *offsets, const void *first,
                       const void *second, void *out);
 
+/* Keep p in a register of its own. Without it the compiler turns every step of an unrolled walk
+ * into one more address held for the whole loop, runs out of registers and spills the sums. */
+#define KEEP(p) __asm__("" : "+r"(p))
+
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 #endif

@@ -19,6 +19,33 @@ ALWAYS_INLINE V(vec) V(weight)(const uint16_t *taps, int64_t tap) {
 ALWAYS_INLINE V(vec) V(weight)(const V(elem) * taps, int64_t tap) { return V(splat)(taps[tap]); }
 #endif
 
+/* What one row of sending pixels p = 0 .. TILE + K - 2 gives to a tile; those left of `skip` and
+ * from `stop` on lie outside the map. */
+ALWAYS_INLINE void V(scatter_line)(const V(elem) * line, int64_t step, const V(elem) * taps,
+                                   int64_t k_step, V(vec) (*sum)[4], int64_t skip, int64_t stop,
+                                   const int inside, const int K, const int TILE, const int R) {
+#pragma GCC unroll 16
+    for (int p = 0; p < TILE + K - 1; p++) {
+        if (inside || (p >= skip && p < stop)) {
+            V(vec) value[4];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) V(load)(line + r * UNIT, value + r * PARTS);
+#pragma GCC unroll 8
+            for (int t = 0; t < TILE; t++) {
+                const int v = t - p + K - 1;
+                if (v < 0 || v >= K) continue;
+                const V(vec) weight = V(weight)(taps, v);
+#pragma GCC unroll 4
+                for (int r = 0; r < R * PARTS; r++) sum[t][r] += weight * value[r];
+            }
+        }
+        line += step;
+        taps += k_step;
+        KEEP(line);
+        KEEP(taps);
+    }
+}
+
 /* Dense K x K window, stride 1: receiving pixels (row, col .. col + TILE - 1). */
 ALWAYS_INLINE void V(scatter_dense)(const window *g, const V(elem) * x, const V(elem) * k,
                                     V(elem) * y, int64_t row, int64_t col, const int K,
@@ -27,31 +54,20 @@ ALWAYS_INLINE void V(scatter_dense)(const window *g, const V(elem) * x, const V(
 #pragma GCC unroll 8
     for (int t = 0; t < TILE; t++)
 #pragma GCC unroll 4
-        for (int r = 0; r < R * PARTS; r++) sum[t][r] = V(splat)(0);
+        for (int r = 0; r < R * PARTS; r++) sum[t][r] = (V(vec)){0};
 
-    /* Tap row u of the sending pixel K / 2 - u rows below reaches this row. */
-    const int64_t first = max64(0, row + K / 2 - (g->h - 1)), last = min64(K, row + K / 2 + 1);
-    const int inside = col >= K / 2 && col + TILE - 1 + K / 2 < g->w;
-    for (int64_t u = first; u < last; u++) {
-        const int64_t from = row + K / 2 - u;
-        const V(elem) *line = x + from * g->small.row + (col - K / 2) * g->small.col;
-        const V(elem) *taps = k + from * g->kernel.row + (col - K / 2) * g->kernel.col + u * K;
-#pragma GCC unroll 16
-        for (int p = 0; p < TILE + K - 1; p++) {
-            if (!inside && (uint64_t)(col + p - K / 2) >= (uint64_t)g->w) continue;
-            V(vec) value[4];
-#pragma GCC unroll 4
-            for (int r = 0; r < R; r++)
-                V(load)(line + p * g->small.col + r * UNIT, value + r * PARTS);
-#pragma GCC unroll 8
-            for (int t = 0; t < TILE; t++) {
-                const int v = t - p + K - 1;
-                if (v < 0 || v >= K) continue;
-                const V(vec) weight = V(weight)(taps + p * g->kernel.col, v);
-#pragma GCC unroll 4
-                for (int r = 0; r < R * PARTS; r++) sum[t][r] += weight * value[r];
-            }
-        }
+    /* The sending pixel `down` rows below reaches this row with its tap row K / 2 - down. */
+    const int64_t first = max64(-K / 2, -row), last = min64(K / 2, g->h - 1 - row);
+    const int64_t skip = K / 2 - col, stop = g->w + K / 2 - col;
+    const int inside = skip <= 0 && stop >= TILE + K - 1;
+    for (int64_t down = first; down <= last; down++) {
+        const V(elem) *line = x + (row + down) * g->small.row - skip * g->small.col;
+        const V(elem) *taps =
+            k + (row + down) * g->kernel.row - skip * g->kernel.col + (K / 2 - down) * K;
+        if (inside)
+            V(scatter_line)(line, g->small.col, taps, g->kernel.col, sum, 0, 0, 1, K, TILE, R);
+        else
+            V(scatter_line)(line, g->small.col, taps, g->kernel.col, sum, skip, stop, 0, K, TILE, R);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < TILE; t++)
@@ -74,24 +90,29 @@ SCATTER_TILE(narrow, 4, 1)
 SCATTER_TILE(last, 1, 1)
 #undef SCATTER_TILE
 
-static void V(scatter_row_dense)(const window *g, const V(elem) * x, const V(elem) * k,
-                                 V(elem) * y, int64_t row) {
+/* Rows [row, end) of one image; x, k and y are the image's. */
+static void V(scatter_rows_dense)(const window *g, const V(elem) * x, const V(elem) * k,
+                                  V(elem) * y, int64_t row, int64_t end) {
     const int64_t paired = 2 / PARTS * UNIT;
     const int tile = g->W >= 4 ? 4 : 1;
     for (int64_t start = 0; start < g->W; start += tile) {
+        /* The last tile is moved back to end with the row; what it computes again is the same. */
         const int64_t col = min64(start, g->W - tile);
         for (int64_t group = 0; group < g->G; group++)
-            for (int64_t c = group * g->cg, end = c + g->cg; c < end;) {
+            for (int64_t r = row; r < end; r++) {
                 const V(elem) *taps = k + group * g->D;
-                if (tile == 1) {
-                    V(scatter_tile_last)(g, x + c, taps, y + c, row, col);
-                    c += UNIT;
-                } else if (c + paired <= end) {
-                    V(scatter_tile_wide)(g, x + c, taps, y + c, row, col);
-                    c += paired;
-                } else {
-                    V(scatter_tile_narrow)(g, x + c, taps, y + c, row, col);
-                    c += UNIT;
+                V(elem) *line = y + r * g->full.row;
+                for (int64_t c = group * g->cg, stop = c + g->cg; c < stop;) {
+                    if (tile == 1) {
+                        V(scatter_tile_last)(g, x + c, taps, line + c, r, col);
+                        c += UNIT;
+                    } else if (c + paired <= stop) {
+                        V(scatter_tile_wide)(g, x + c, taps, line + c, r, col);
+                        c += paired;
+                    } else {
+                        V(scatter_tile_narrow)(g, x + c, taps, line + c, r, col);
+                        c += UNIT;
+                    }
                 }
             }
     }
@@ -118,7 +139,7 @@ static void V(scatter_row_any)(const window *g, const V(elem) * x, const V(elem)
         for (int64_t index = 0; phase + index * s < g->W; index++)
             for (int64_t group = 0; group < g->G; group++)
                 for (int64_t c = group * g->cg, end = c + g->cg; c < end; c += UNIT) {
-                    V(vec) sum[2] = {V(splat)(0), V(splat)(0)};
+                    V(vec) sum[2] = {{0}, {0}};
                     for (int64_t i = 0; i < count; i++) {
                         const int64_t from = heard[3 * i + 1], at = index + heard[3 * i + 2];
                         if ((uint64_t)at >= (uint64_t)g->w) continue;
@@ -139,19 +160,23 @@ static int V(scatter)(const window *g, const void *full, const void *small, cons
     const V(elem) *x = small, *k = kernel;
     V(elem) *y = (V(elem) *)full;
     const int dense = g->side >= 3 && g->side <= 7;
+    const int64_t rows = rows_per_block(g, g->H), blocks = (g->H + rows - 1) / rows;
     int failed = 0;
 #pragma omp parallel num_threads(g->threads) reduction(| : failed)
     {
         int64_t *heard = malloc((size_t)(3 * g->D) * sizeof *heard);
         failed = heard == NULL;
 #pragma omp for schedule(static)
-        for (int64_t line = 0; line < g->N * g->H; line++) {
-            const int64_t n = line / g->H, row = line % g->H;
+        for (int64_t block = 0; block < g->N * blocks; block++) {
+            const int64_t n = block / blocks, row = block % blocks * rows;
+            const int64_t end = min64(row + rows, g->H);
             const V(elem) *xn = x + n * g->small.n, *kn = k + n * g->kernel.n;
-            V(elem) *yn = y + n * g->full.n + row * g->full.row;
+            V(elem) *yn = y + n * g->full.n;
             if (failed) continue;
-            if (dense) V(scatter_row_dense)(g, xn, kn, yn, row);
-            else V(scatter_row_any)(g, xn, kn, yn, row, heard);
+            if (dense) V(scatter_rows_dense)(g, xn, kn, yn, row, end);
+            else
+                for (int64_t r = row; r < end; r++)
+                    V(scatter_row_any)(g, xn, kn, yn + r * g->full.row, r, heard);
         }
         free(heard);
     }

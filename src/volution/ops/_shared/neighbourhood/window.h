@@ -51,6 +51,13 @@ ALWAYS_INLINE window window_of(const int64_t *s, const int64_t *offsets) {
     return w;
 }
 
+/* Rows that a thread takes at a time. Going down a few rows before going on to the right keeps the
+ * overlapping windows of a tile in the first-level cache; every thread should still get work. */
+ALWAYS_INLINE int64_t rows_per_block(const window *w, int64_t rows) {
+    const int64_t fair = w->N * rows / (4 * w->threads);
+    return fair >= 8 ? 8 : fair >= 1 ? fair : 1;
+}
+
 ALWAYS_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 ALWAYS_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
