@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,18 @@ def skeleton(name: str) -> nn.Module:
     """The full-size network without memory behind its parameters; not to be modified."""
     assert name in volution.models.list_models()
     return timm.create_model(name, device="meta")
+
+
+def one_of_each_kind() -> list[Any]:
+    """All networks, as parameters of a test. Slow are those for which another stands that is made
+    of the same layers: what traces or wraps them meets the same blocks a few more times."""
+    seen: set[frozenset[type]] = set()
+    params = []
+    for name in volution.models.list_models():
+        kind = frozenset(type(module) for module in skeleton(name).modules())
+        params.append(pytest.param(name, marks=pytest.mark.slow if kind in seen else ()))
+        seen.add(kind)
+    return params
 
 
 def narrow(name: str) -> list[int]:

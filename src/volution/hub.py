@@ -96,7 +96,11 @@ def write_checkpoint(
     }
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        # safetensors lets only the owner read; the file is to be as readable as any new one.
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
         safetensors.torch.save_file(tensors, unfinished, dict(metadata or {}))
+        unfinished.chmod(mode)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -111,8 +115,9 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # An open file: given a name, torch.load would go by its ending.
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:

@@ -12,7 +12,7 @@ import copy
 import pytest
 import timm
 import torch
-from networks import images, narrow, skeleton, twin
+from networks import images, narrow, one_of_each_kind, skeleton, twin
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -24,20 +24,9 @@ import volution
 NAMES = volution.models.list_models()
 
 
-def _one_of_each_kind() -> list[object]:
-    """All networks, those marked slow that another one made of the same layers stands for."""
-    seen: set[frozenset[type]] = set()
-    params = []
-    for name in NAMES:
-        kind = frozenset(type(module) for module in skeleton(name).modules())
-        params.append(pytest.param(name, marks=pytest.mark.slow if kind in seen else ()))
-        seen.add(kind)
-    return params
-
-
 # Tracers take minutes over all of the networks, and every network of a family gives them the
 # same blocks to trace.
-traced_names = pytest.mark.parametrize("name", _one_of_each_kind())
+traced_names = pytest.mark.parametrize("name", one_of_each_kind())
 
 
 @pytest.fixture(scope="module", params=NAMES)
