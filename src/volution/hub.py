@@ -118,13 +118,13 @@ def _read_torch(path: Path) -> object:
         # An open file: given a name, torch.load would go by its ending.
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can trip the reader up in any way
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
+        if found and isinstance(error, pickle.UnpicklingError):
             raise ValueError(
                 f"{path} is refused: beside tensors it holds Python objects that could run code "
                 f"({found[1]}); save its state_dict alone"
             ) from error
-        raise ValueError(f"{path} is not a checkpoint, or a damaged one: {error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is not a checkpoint, or a damaged one: {error}") from error
