@@ -154,7 +154,10 @@ def _autograd_rule(overload: Any, backward: Callable[..., Any]) -> Callable[...,
     class Bilinear(_SingleLevelFunction):
         @staticmethod
         def forward(keyset: Any, *args: Any) -> Tensor:  # type: ignore[override]
-            return below(keyset, *args)
+            # Nested functorch transforms record their own level further down; autograd.Function
+            # has just switched recording off, which would silently drop their derivatives.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return below(keyset, *args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

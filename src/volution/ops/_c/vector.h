@@ -75,7 +75,9 @@ typedef uint16_t V(half_vec) __attribute__((vector_size(BYTES / 2)));
 /* The first `count` lanes, one after the other. */
 ALWAYS_INLINE void V(store_lanes)(uint16_t *p, V(vec) value, int count) {
     V(half_vec) rounded = __builtin_convertvector(V(round)(value) >> 16, V(half_vec));
-    memcpy(p, &rounded, (size_t)count * 2);
+    if (count == LANES) memcpy(p, &rounded, sizeof rounded);
+    else
+        for (int i = 0; i < count; i++) p[i] = rounded[i];
 }
 
 ALWAYS_INLINE float V(widen)(uint16_t value) {
@@ -88,7 +90,9 @@ ALWAYS_INLINE float V(widen)(uint16_t value) {
 #else
 
 ALWAYS_INLINE void V(store_lanes)(V(elem) * p, V(vec) value, int count) {
-    memcpy(p, &value, (size_t)count * sizeof *p);
+    if (count == LANES) memcpy(p, &value, sizeof value);
+    else /* by lane: a memcpy of part of a vector would keep the whole vector in memory */
+        for (int i = 0; i < count; i++) p[i] = value[i];
 }
 
 ALWAYS_INLINE void V(load)(const V(elem) * p, V(vec) * out) { memcpy(out, p, BYTES); }

@@ -9,5 +9,11 @@ static instance *const instances[3][3] = FOR_TYPES(correlate);
 int KERNEL_NAME(correlate)(const int64_t *sizes, const int64_t *offsets, const void *first,
                            const void *second, void *out) {
     const window call = window_of(sizes, offsets);
+#if VOLUTION_VECTOR_BYTES >= 32
+    if (call.side >= 3 && call.side <= MAX_SIDE && call.cg % 8 == 0) {
+        if (call.dtype == DTYPE_F32) return correlate_dense_0_32(&call, second, first, out);
+        if (call.dtype == DTYPE_BF16) return correlate_dense_1_32(&call, second, first, out);
+    }
+#endif
     return run_padded(instances, &call, (void *)second, (void *)first, out, 0, 0);
 }

@@ -6,6 +6,7 @@
  */
 #include "vector.h"
 
+#include "correlate_dense.h"
 #include "fold.h"
 
 /* Lane j becomes the sum over the lanes of sums[j]. */
