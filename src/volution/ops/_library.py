@@ -153,7 +153,7 @@ def _autograd_rule(overload: Any, backward: Callable[..., Any]) -> Callable[...,
     # Single level: by the time this key runs, functorch has taken the other levels off already.
     class Bilinear(_SingleLevelFunction):
         @staticmethod
-        def forward(keyset: Any, *args: Any) -> Tensor:  # type: ignore[override]
+        def forward(keyset: Any, *args: Any) -> Tensor:
             # Nested functorch transforms record their own level further down; autograd.Function
             # has just switched recording off, which would silently drop their derivatives.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
@@ -166,7 +166,7 @@ def _autograd_rule(overload: Any, backward: Callable[..., Any]) -> Callable[...,
             ctx.save_for_forward(first, second)
 
         @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grads = backward(grad, ctx.needs_input_grad[1:3], *ctx.saved_tensors, *ctx.rest)
             return None, *grads, *(None for _ in ctx.rest)
 
@@ -184,7 +184,7 @@ def _autograd_rule(overload: Any, backward: Callable[..., Any]) -> Callable[...,
         reverse = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
         if reverse or forward_ad._current_level >= 0:
             with enable_single_level_autograd_function():
-                result: Tensor = Bilinear.apply(keyset, first, second, *rest)
+                result: Tensor = Bilinear.apply(keyset, first, second, *rest)  # type: ignore[attr-defined]
             return result
         return below(keyset, first, second, *rest)
 
