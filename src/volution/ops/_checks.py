@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def check_rank(name: str, tensor: Tensor, layout: str) -> None:
-    """Raise unless ``tensor`` has one dimension for each name in ``layout``, e.g. ``"N, C, H, W"``."""
+    """Raise unless ``tensor`` has a dimension for each name in ``layout``, say ``"N, C, H, W"``."""
     rank = layout.count(",") + 1
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")

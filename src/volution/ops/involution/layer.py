@@ -163,7 +163,7 @@ class Involution2d(nn.Module):
                 dtype=dtype,
             )
         self.kernel_generator = kernel_generator
-        self.register_load_state_dict_pre_hook(_rename_official_keys)
+        self.register_load_state_dict_pre_hook(_rename_official_keys)  # type: ignore[no-untyped-call]
 
     def forward(self, input: Tensor) -> Tensor:
         kernel = self.kernel_generator(input)
@@ -194,5 +194,7 @@ def _rename_official_keys(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
 ) -> None:
     """Accept the authors' names, in which the generator's layers sit in the involution itself."""
-    for key in [key for key in state_dict if key.startswith((f"{prefix}conv1.", f"{prefix}conv2."))]:
+    for key in [
+        key for key in state_dict if key.startswith((f"{prefix}conv1.", f"{prefix}conv2."))
+    ]:
         state_dict[f"{prefix}kernel_generator.{key[len(prefix) :]}"] = state_dict.pop(key)

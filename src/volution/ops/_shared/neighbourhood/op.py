@@ -2,7 +2,8 @@ r"""Gather, scatter and correlate: the three faces of one trilinear form.
 
 With kernels :math:`k`, a full map :math:`x` and a strided map :math:`w`,
 
-.. math:: T(k, x, w) = \sum_{n,c,\delta,i} k[n, g(c), \delta, i]\; x[n, c, s i + \delta]\; w[n, c, i]
+.. math::
+    T(k, x, w) = \sum_{n,c,\delta,i} k[n, g(c), \delta, i]\; x[n, c, s i + \delta]\; w[n, c, i]
 
 is linear in each argument. Its partial derivatives are the three operators, so each one's
 gradients are the other two, to any order.
@@ -284,7 +285,7 @@ def _backward_correlate(
 
 
 def _flops(
-    first_shape: Sequence[int], second_shape: Sequence[int], *rest: object, **_: object
+    first_shape: Sequence[int], second_shape: Sequence[int], *rest: object, **_kwargs: object
 ) -> int:
     """Count a multiplication and an addition per channel, tap and strided pixel."""
     # The strided map or the kernel tells the pixels; for gather the kernel does.

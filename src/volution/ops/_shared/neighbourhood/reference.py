@@ -40,7 +40,7 @@ def scatter(
     n, c, h, w = input.shape
     groups = kernel.shape[1]
     wide = _accumulation_dtype(input.dtype)
-    left, right, top, bottom = _padding(*size, h, w, offsets, stride)
+    left, right, top, bottom = _padding(size[0], size[1], h, w, offsets, stride)
     out = torch.zeros(
         (n, groups, c // groups, size[0] + top + bottom, size[1] + left + right),
         dtype=wide,
@@ -93,7 +93,7 @@ def _padding(
 
 def _at_least_zero(value: int) -> int:
     # Symbolic sizes under export: max() would fix the branch for all sizes.
-    return torch.sym_max(0, value)  # type: ignore[no-any-return]
+    return torch.sym_max(0, value)  # type: ignore[return-value]
 
 
 def _slices(

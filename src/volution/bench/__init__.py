@@ -1,0 +1,103 @@
+"""Measure this machine: operators and networks against what people run today, side by side.
+
+Every case first proves that all contestants compute the right thing; a time is only taken after
+that. Contestants take turns in one process, and what is reported is the ratio of each pair.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from volution._support.environment import environment
+from volution.bench.cases import involution, rednet
+from volution.bench.cases.involution import WrongResultError
+from volution.bench.peaks import measure_peaks
+
+__all__ = ["WrongResultError", "measure_models", "measure_ops", "run", "write_results"]
+
+SCHEMA = 1
+
+
+def measure_ops(
+    device: str, dtypes: list[torch.dtype], *, quick: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield the operator cases; ``quick`` leaves the compiled peers out and spends less time."""
+    budget, batch = (0.5 if quick else 3.0), (128 if device == "cuda" else 4)
+    yield from involution.measure(device, dtypes, batch=batch, budget=budget, compiled=not quick)
+
+
+def measure_models(device: str, *, quick: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the network cases; ``quick`` runs small images and leaves compiling out."""
+    size, budget = (64, 1.0) if quick else (224, 20.0)
+    yield from rednet.measure(device, size=size, budget=budget, compiled=not quick)
+
+
+def run(
+    what: str = "ops", *, out: Path | None = None, quick: bool = False, as_json: bool = False
+) -> int:
+    """Measure, show a table and write the results.
+
+    Args:
+        what: ``"ops"`` or ``"models"``.
+        out: File to write; a name made of machine and version in the current folder's
+            ``benchmarks/results`` by default.
+        quick: A rough look in under a minute.
+        as_json: Write JSON to standard output instead of the table.
+
+    Returns:
+        0, or 1 if a contestant computed something wrong (nothing is written then).
+
+    Raises:
+        ValueError: If ``what`` is neither of the two.
+    """
+    from volution._support.console import log
+    from volution.bench.table import print_json, show
+
+    if what not in ("ops", "models"):
+        raise ValueError(f"what must be ops or models, got {what!r}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with log.status("measuring what this machine can do at best"):
+        peaks = measure_peaks(device)
+    cases = (
+        measure_ops(device, [torch.float32, torch.bfloat16], quick=quick)
+        if what == "ops"
+        else measure_models(device, quick=quick)
+    )
+    results = []
+    try:
+        with log.status(f"measuring {what}") as status:
+            for result in cases:
+                results.append(result)
+                status.update(f"measured {result['case']} {result['dtype']} {result['direction']}")
+    except WrongResultError as error:
+        log.print(f"[red]wrong result, nothing measured:[/] {error}")
+        return 1
+    record = {"what": what, "quick": quick, "device": device, "peaks": peaks, "results": results}
+    path = write_results(record, out)
+    if as_json:
+        print_json({"schema": SCHEMA, **environment(), **record})
+    else:
+        show(record)
+    log.print(f"written to {path}")
+    return 0
+
+
+def write_results(record: dict[str, Any], out: Path | None = None) -> Path:
+    """Write a record with the environment it was measured in; return the file."""
+    where = environment()
+    if out is None:
+        gpus = where["machine"]["gpus"]
+        machine = gpus[0] if gpus else f"{where['machine']['processor']} {torch.get_num_threads()}t"
+        words = f"{record['what']} {machine} {where['versions']['volution']}"
+        if record.get("quick"):
+            words += " quick"
+        out = Path("benchmarks/results") / (re.sub(r"[^a-z0-9.]+", "-", words.lower()) + ".json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"schema": SCHEMA, **where, **record}, indent=1) + "\n")
+    return out

@@ -1,0 +1,50 @@
+"""What people run today instead: plain PyTorch formulations, checked before they are timed."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from volution.ops import Involution2d
+
+
+def unfold_involution2d(
+    input: Tensor, kernel: Tensor, *, stride: int = 1, dilation: int = 1
+) -> Tensor:
+    """Involution by :func:`torch.nn.functional.unfold`: every patch is written out, then summed.
+
+    Needs ``K * K`` times the memory of ``input``.
+    """
+    n, c, _, _ = input.shape
+    groups, side, _, h, w = kernel.shape[1:]
+    patches = F.unfold(input, side, dilation, dilation * (side // 2), stride)
+    patches = patches.view(n, groups, c // groups, side * side, h, w)
+    weights = kernel.reshape(n, groups, 1, side * side, h, w)
+    return (patches * weights).sum(3).view(n, c, h, w)
+
+
+class UnfoldInvolution2d(nn.Module):
+    """An :class:`~volution.ops.Involution2d` that applies its kernels by unfolding."""
+
+    def __init__(self, layer: Involution2d) -> None:
+        super().__init__()
+        self.kernel_generator = layer.kernel_generator
+        self.layout = (layer.groups, layer.kernel_size, layer.kernel_size)
+        self.stride = layer.stride
+        self.dilation = layer.dilation
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = self.kernel_generator(input).unflatten(1, self.layout)
+        return unfold_involution2d(input, kernel, stride=self.stride, dilation=self.dilation)
+
+
+def with_unfold(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model``, same weights, whose involutions unfold."""
+    model = copy.deepcopy(model)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Involution2d):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, UnfoldInvolution2d(layer))
+    return model
