@@ -23,16 +23,22 @@ def skeleton(name: str) -> nn.Module:
     return timm.create_model(name, device="meta")
 
 
-def one_of_each_kind() -> list[Any]:
-    """All networks, as parameters of a test. Slow are those for which another stands that is made
-    of the same layers: what traces or wraps them meets the same blocks a few more times."""
-    seen: set[frozenset[type]] = set()
-    params = []
+@cache
+def kinds() -> tuple[str, ...]:
+    """A network for each set of layer types: of those that differ in numbers only, the first."""
+    found: dict[frozenset[type], str] = {}
     for name in volution.models.list_models():
-        kind = frozenset(type(module) for module in skeleton(name).modules())
-        params.append(pytest.param(name, marks=pytest.mark.slow if kind in seen else ()))
-        seen.add(kind)
-    return params
+        found.setdefault(frozenset(type(module) for module in skeleton(name).modules()), name)
+    return tuple(found.values())
+
+
+def one_of_each_kind() -> list[Any]:
+    """All networks, as parameters of a test, those marked slow for which another one stands."""
+    slow = pytest.mark.slow
+    return [
+        pytest.param(name, marks=() if name in kinds() else slow)
+        for name in volution.models.list_models()
+    ]
 
 
 def narrow(name: str) -> list[int]:

@@ -12,7 +12,7 @@ import copy
 import pytest
 import timm
 import torch
-from networks import images, narrow, one_of_each_kind, skeleton, twin
+from networks import images, narrow, skeleton, twin
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -22,11 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import volution
 
 NAMES = volution.models.list_models()
-
-
-# Tracers take minutes over all of the networks, and every network of a family gives them the
-# same blocks to trace.
-traced_names = pytest.mark.parametrize("name", one_of_each_kind())
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -334,49 +329,6 @@ class TestCheckpointing:
         assert stored[1] < 0.8 * stored[0]
 
 
-class TestTracing:
-    """With few blocks: each way to change channels or stride, and one block that keeps them."""
-
-    @traced_names
-    def test_symbolic_trace(self, name):
-        net = twin(name, depths=(2, 1, 1, 1))
-        graph = torch.fx.symbolic_trace(net)
-        with torch.no_grad():
-            assert_close(graph(images(3)), net(images(3)), atol=0, rtol=0)
-
-    @traced_names
-    def test_export_is_plain_pytorch(self, name):
-        net = twin(name, depths=(2, 1, 1, 1)).double()
-        batch = torch.export.Dim("batch", min=1, max=16)
-        program = torch.export.export(net, (images(2).double(),), dynamic_shapes=({0: batch},))
-        assert {_namespace(node) for node in program.graph.nodes} <= {"aten", ""}
-        with torch.no_grad():
-            x = images(5).double()
-            equal_up_to_rounding(program.module()(x), net(x))
-
-    @traced_names
-    def test_compile_without_graph_break(self, name):
-        net = twin(name, depths=(2, 1, 1, 1)).double()
-        torch._dynamo.reset()
-        compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-        with torch.no_grad():
-            equal_up_to_rounding(compiled(images().double()), net(images().double()))
-
-    @pytest.mark.slow
-    @traced_names
-    def test_compiled_training_step(self, name):
-        net, other = (
-            twin(name, depths=(2, 1, 1, 1)).double().train(),
-            twin(name, depths=(2, 1, 1, 1)).double().train(),
-        )
-        torch._dynamo.reset()
-        x = images().double()
-        net(x).square().sum().backward()
-        torch.compile(other, fullgraph=True)(x).square().sum().backward()
-        for p, q in zip(net.parameters(), other.parameters(), strict=True):
-            assert_close(q.grad, p.grad, atol=1e-7, rtol=1e-7)
-
-
 class TestStateDict:
     def test_round_trip(self, name, tmp_path):
         from volution import hub
@@ -413,9 +365,3 @@ class CalledNamespaces(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.add(func.namespace)
         return func(*args, **(kwargs or {}))
-
-
-def _namespace(node: torch.fx.Node) -> str:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    return node.target.namespace
