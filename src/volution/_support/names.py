@@ -19,7 +19,7 @@ def unknown(kind: str, name: str, known: Iterable[str], *, more: str = "") -> st
 
     Example:
         >>> unknown("optimizer", "adamx", ["adam", "adamw", "sgd"])
-        "unknown optimizer 'adamx'; nearest: adamw, adam"
+        "unknown optimizer 'adamx'; nearest: adam, adamw"
         >>> unknown("device", "tpu", ["cpu", "cuda"])
         "unknown device 'tpu'; known: cpu, cuda"
     """

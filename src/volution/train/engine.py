@@ -1,0 +1,162 @@
+"""Putting a run together from its settings and handing it to Lightning."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from volution import data, tasks
+from volution.train import folder as run_folder
+from volution.train.callbacks import Checkpoints, History, Progress
+from volution.train.config import TrainConfig
+from volution.train.fit import TrainResult
+from volution.train.module import ClassificationModule
+
+__all__ = ["Run"]
+
+# Harmless, and nothing a user could act on.
+_KNOWN_WARNINGS = (
+    # We call timm's schedulers ourselves, with Lightning's step count.
+    r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",
+    # The number of reading processes is the user's choice; 0 is right for small data.
+    r".*does not have many workers.*",
+    # Small datasets have short epochs.
+    r".*The number of training batches.*is smaller than the logging interval.*",
+    # Resuming writes into the folder it resumes from.
+    r".*Checkpoint directory .* exists and is not empty.*",
+    # device="cpu" was asked for.
+    r".*GPU available but not used.*",
+    # Inside Lightning, with torch 2.10 and newer.
+    r".*isinstance\(treespec, LeafSpec\).*",
+    # Batches of unreadable images are skipped, and reported at the end.
+    r".*`training_step` returned `None`.*",
+)
+
+
+@dataclass
+class Run:
+    """A run that is ready to start."""
+
+    config: TrainConfig
+    classifier: tasks.Classifier
+    module: ClassificationModule
+    train_loader: DataLoader[data.Batch]
+    val_loader: DataLoader[data.Batch]
+
+    @classmethod
+    def build(cls, config: TrainConfig) -> Run:
+        """Read the data's list and make the network; nothing is written."""
+        images = data.load(config.data)
+        torch.manual_seed(config.seed)
+        net = tasks.create_model(
+            config.model,
+            num_classes=len(images.classes),
+            in_chans=images.channels,
+            pretrained=config.pretrained,
+            model_args=config.model_args,
+        ).to(memory_format=torch.channels_last)
+        inputs = tasks.input_config(net, images, config.image_size)
+        augmentation = replace(
+            images.augmentation,
+            auto_augment=config.auto_augment,
+            random_erasing=config.random_erasing,
+        )
+        size, workers = config.batch_size, config.workers
+        train_loader = data.loader(
+            images.train,
+            inputs.training_transform(augmentation),
+            batch_size=size,
+            workers=workers,
+            shuffle_seed=config.seed,
+        )
+        val_loader = data.loader(images.val, inputs.transform(), batch_size=size, workers=workers)
+        return cls(
+            config,
+            tasks.Classifier(net, config.model, images.classes, inputs, config.model_args),
+            ClassificationModule(net, config, len(images.classes), len(train_loader)),
+            train_loader,
+            val_loader,
+        )
+
+    def fit(
+        self,
+        folder: Path,
+        *,
+        resume: Path | None = None,
+        show_progress: bool = True,
+        callbacks: Sequence[Callback] = (),
+    ) -> TrainResult:
+        """Train until the last epoch, from the first or from a checkpoint."""
+        history = History(folder / run_folder.METRICS)
+        keep = Checkpoints(folder / run_folder.LAST, folder / run_folder.BEST, self.classifier)
+        own: list[Callback] = [history, keep]
+        if show_progress:
+            images = len(self.train_loader) * self.config.batch_size
+            own.append(Progress(history, images))
+        with _quiet(), _interruptible():
+            trainer = Trainer(
+                accelerator={"cuda": "gpu"}.get(self.config.device, self.config.device),
+                devices=1,
+                max_epochs=self.config.epochs,
+                default_root_dir=folder,
+                callbacks=[*own, *callbacks],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+            try:
+                trainer.fit(
+                    self.module,
+                    self.train_loader,
+                    self.val_loader,
+                    ckpt_path=resume,
+                    weights_only=True,
+                )
+            except (pickle.UnpicklingError, EOFError) as error:
+                raise ValueError(f"resume: {resume} is damaged: {error}") from error
+        return TrainResult(folder, keep.best_top1, history.rows, list(self.module.broken))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's remarks and known warnings off the terminal; others get through."""
+    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C come out as the ``KeyboardInterrupt`` it was.
+
+    Lightning exits with code 1 instead, as from a failure, and leaves Ctrl-C switched off.
+    """
+    try:
+        main_thread_handler = signal.getsignal(signal.SIGINT)
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, main_thread_handler)
+            raise KeyboardInterrupt from error
+        raise

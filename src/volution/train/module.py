@@ -1,0 +1,115 @@
+"""The classification task as Lightning sees it: steps, optimiser, schedule."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from timm.optim.optim_factory import create_optimizer_v2
+from timm.scheduler.scheduler_factory import create_scheduler_v2
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from volution.data import Batch
+from volution.tasks import Accuracy
+from volution.train.config import TrainConfig
+
+__all__ = ["ClassificationModule"]
+
+
+class ClassificationModule(LightningModule):
+    """Train a classifier as a configuration says.
+
+    Args:
+        model: The network.
+        config: The run's settings.
+        num_classes: Classes to tell apart.
+        steps_per_epoch: Batches of an epoch.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, num_classes: int, steps_per_epoch: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.num_classes = num_classes
+        self.steps_per_epoch = steps_per_epoch
+        self.accuracy = Accuracy(num_classes)
+        self.broken: dict[str, None] = {}  # a set that keeps its order
+
+    def forward(self, images: Tensor) -> Tensor:
+        # The compiled kernels and oneDNN both work best on channels-last.
+        logits: Tensor = self.model(images.to(memory_format=torch.channels_last))
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        # An epoch draws its own numbers, whatever came before: a resumed run repeats them.
+        seed = (self.config.seed * 100_003 + self.current_epoch) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002, timm's transforms draw from this generator
+        torch.manual_seed(seed)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor | None:
+        self.broken.update(dict.fromkeys(batch.broken))
+        if len(batch.labels) < 2:  # too few are readable for batch statistics
+            return None
+        loss = cross_entropy(
+            self(batch.images), batch.labels, label_smoothing=self.config.label_smoothing
+        )
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}; lower the learning "
+                f"rate (lr={self.config.lr}) or warm up longer"
+            )
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch.labels))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.accuracy = Accuracy(self.num_classes)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.broken.update(dict.fromkeys(batch.broken))
+        if len(batch.labels) == 0:
+            return
+        logits = self(batch.images)
+        self.log("val_loss", cross_entropy(logits, batch.labels), batch_size=len(batch.labels))
+        self.accuracy.update(logits, batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_top1", self.accuracy.top1)
+        self.log("val_top5", self.accuracy.top5)
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        optimizer = create_optimizer_v2(
+            self.model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay
+        )
+        schedules: dict[str, tuple[str, dict[str, Any]]] = {
+            "cosine": ("cosine", {}),
+            "linear": ("poly", {"decay_rate": 1.0}),  # the power of the polynomial
+            "step": ("step", {"decay_epochs": max(1.0, config.epochs / 3), "decay_rate": 0.1}),
+            "constant": ("step", {"decay_epochs": 1, "decay_rate": 1.0}),
+        }
+        name, extra = schedules[config.schedule]
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=name,
+            num_epochs=config.epochs,
+            warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+            warmup_lr=config.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=self.steps_per_epoch,
+            **extra,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        # timm counts updates itself nowhere; Lightning's count includes the one just made.
+        scheduler.step_update(num_updates=self.global_step)
