@@ -112,14 +112,17 @@ def _reach(tensor: Tensor) -> int:
 
 @lru_cache(maxsize=1024)
 def _window(offsets: tuple[int, ...]) -> tuple[int, int]:
-    """Return side and dilation if the offsets are a centred square window, else two zeros."""
+    """Return side and dilation if the offsets are a centred square window, else two zeros.
+
+    A mirrored window counts as one with a negative dilation.
+    """
     side = round((len(offsets) // 2) ** 0.5)
     if side % 2 == 0 or side > _WIDEST_WINDOW:
         return 0, 0
     dilation = offsets[-1] // (side // 2) if side > 1 else 1
     reach = [dilation * (step - side // 2) for step in range(side)]
     square = tuple(step for row in reach for column in reach for step in (row, column))
-    return (side, dilation) if offsets == square and reach[-1] < _FAR else (0, 0)
+    return (side, dilation) if offsets == square and abs(reach[0]) < _FAR else (0, 0)
 
 
 @lru_cache(maxsize=256)

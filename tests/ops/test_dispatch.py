@@ -1,0 +1,198 @@
+"""How an implementation is chosen, forced and reported, and what importing costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from op_contract import force
+
+from volution.ops import _library, _native, gather, involution2d, reference_ops, report
+from volution.ops._shared.neighbourhood import native, reference
+
+NAMES = {"gather", "scatter", "correlate"}
+
+
+def operands(dtype=torch.float32):
+    return torch.randn(1, 4, 5, 5).to(dtype), torch.randn(1, 2, 1, 5, 5).to(dtype), (0, 1)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Record which implementation of gather runs."""
+    seen = []
+    operator = _library._OPERATORS["gather"]
+    for name in ("native", "reference"):
+        kernel = getattr(operator, name)
+
+        def spy(*args, name=name, kernel=kernel):
+            seen.append(name)
+            return kernel(*args)
+
+        monkeypatch.setattr(operator, name, spy)
+    return seen
+
+
+class TestChoice:
+    def test_cpu_takes_the_compiled_library(self, calls):
+        gather(*operands())
+        assert calls == ["native" if _native.library else "reference"]
+
+    def test_dtypes_the_library_does_not_list_take_the_reference(self, calls):
+        gather(*operands(torch.float16))
+        assert calls == ["reference"]
+
+    def test_without_the_library_the_reference_runs(self, calls, monkeypatch):
+        monkeypatch.setattr(_native, "library", None)
+        gather(*operands())
+        assert calls == ["reference"]
+
+    def test_forcing_nests_and_ends_with_an_error(self, calls):
+        def work() -> None:
+            with force("reference"):
+                gather(*operands())
+                with reference_ops():
+                    assert _library._forced == "plain"
+                assert _library._forced == "reference"
+                raise RuntimeError("inside")
+
+        with pytest.raises(RuntimeError, match="inside"):
+            work()
+        assert _library._forced is None
+        assert calls == ["reference"]
+
+    def test_unknown_name_is_refused(self):
+        with (
+            pytest.raises(ValueError, match="name must be reference, native, triton or plain"),
+            _library.forced_implementation("fast"),
+        ):
+            pass
+
+    def test_reference_ops_keep_gradients_and_autocast(self):
+        x, k = torch.randn(1, 4, 5, 5, requires_grad=True), torch.randn(1, 2, 3, 3, 5, 5)
+        with reference_ops(), torch.autocast("cpu", torch.bfloat16):
+            y = involution2d(x, k)
+        assert y.dtype == torch.bfloat16
+        y.float().sum().backward()
+        assert x.grad.dtype == torch.float32
+
+    def test_backward_on_another_thread_is_forced_too(self, calls):
+        from concurrent.futures import ThreadPoolExecutor
+
+        with force("reference"), ThreadPoolExecutor(1) as pool:
+            pool.submit(gather, *operands()).result()
+        assert calls == ["reference"]
+
+
+class TestReport:
+    def test_has_a_row_for_each_operator_and_device(self):
+        rows = report()
+        assert {row["operator"] for row in rows} >= NAMES
+        pairs = [(row["operator"], row["device"]) for row in rows]
+        assert len(pairs) == len(set(pairs))
+        assert {row["device"] for row in rows} == {"cpu", "cuda"}
+        keys = {"operator", "device", "implementation", "dtypes", "why"}
+        assert all(set(row) == keys and all(row.values()) for row in rows)
+
+    def test_tells_the_truth_about_the_cpu(self, monkeypatch):
+        def on_cpu():
+            return {row["implementation"] for row in report() if row["device"] == "cpu"}
+
+        assert on_cpu() == {"native" if _native.library else "reference"}
+        with force("reference"):
+            assert on_cpu() == {"reference"}
+        monkeypatch.setattr(_native, "library", None)
+        assert on_cpu() == {"reference"}
+
+    def test_tells_when_triton_is_missing(self, monkeypatch):
+        monkeypatch.setattr(_library, "_missing_triton", lambda: "triton is not installed")
+        rows = [row for row in report() if row["device"] == "cuda"]
+        assert {(row["implementation"], row["why"]) for row in rows} == {
+            ("reference", "triton is not installed")
+        }
+
+
+class TestTriton:
+    """What the launchers decide before a kernel runs; the kernels are under the contract."""
+
+    @pytest.fixture
+    def plan(self):
+        pytest.importorskip("triton")
+        from volution.ops._shared.neighbourhood import triton_plan
+
+        return triton_plan
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_images_beyond_32_bits_use_wide_offsets(self, plan, monkeypatch, stride):
+        """The wide path on a small image; a real one would need 8 GiB."""
+        monkeypatch.setattr(plan, "_INT32_LIMIT", 0)
+        side = -(-5 // stride)
+        x, k = torch.randn(2, 3, 5, 5).double(), torch.randn(2, 1, 9, side, side).double()
+        offsets = (-1, -1, -1, 0, -1, 1, 0, -1, 0, 0, 0, 1, 1, -1, 1, 0, 1, 1)
+        w = torch.randn(2, 3, side, side).double()
+        wanted = [
+            reference.gather(x, k, offsets, stride),
+            reference.scatter(w, k, offsets, (5, 5), stride),
+            reference.correlate(w, x, offsets, 1, stride),
+        ]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        x, k, w = x.to(device), k.to(device), w.to(device)
+        with force("triton"):
+            got = [
+                torch.ops.volution.gather(x, k, offsets, stride),
+                torch.ops.volution.scatter(w, k, offsets, (5, 5), stride),
+                torch.ops.volution.correlate(w, x, offsets, 1, stride),
+            ]
+        torch.testing.assert_close([t.cpu() for t in got], wanted)
+
+    def test_reach_counts_the_image_and_not_the_batch(self, plan):
+        image = torch.empty(2, 3, 4, 5)
+        assert plan._reach(image) == 59
+        assert plan._reach(image.expand(2, 3, 4, 5)) == 59
+        assert plan._reach(torch.empty(1, 1, 1, 1).expand(2, 9, 9, 9)) == 0
+        huge = torch.empty(4, 2**10, 2**11, 2**10, device="meta")
+        assert plan._reach(huge) == 2**31 - 1
+
+    @pytest.mark.parametrize("fast", [True, False])
+    @pytest.mark.parametrize("width", [1, 3, 16, 20, 64, 300])
+    @pytest.mark.parametrize("size", [(1, 1), (7, 7), (1, 500), (56, 56)])
+    def test_tiles_are_powers_of_two_and_fit_registers(self, plan, size, width, fast):
+        tile = plan.tile(8, width, *size, fast)
+        assert all(side & (side - 1) == 0 for side in tile)
+        rows, columns, groups, channels = tile
+        assert 1 <= rows * columns * groups * channels <= 2048
+
+    def test_windows_are_recognised(self, plan):
+        from volution.ops import window_offsets
+
+        for size in (1, 3, 7, 15):
+            assert plan._window(window_offsets(size)) == (size, 1)
+        assert plan._window(window_offsets(3, 5)) == (3, 5)
+        assert plan._window((0, 1)) == (0, 0)
+        assert plan._window((0, 0, 0, 1)) == (0, 0)
+        # A mirrored window is one with a negative step.
+        assert plan._window(tuple(-step for step in window_offsets(3))) == (3, -1)
+        assert plan._window(window_offsets(17)) == (0, 0)
+
+
+def test_import_is_light():
+    """Beyond what timm loads: no kernel language, no extra, no plotting."""
+    code = (
+        "import sys, timm\n"
+        "before = set(sys.modules)\n"
+        "import volution\n"
+        "heavy = {'triton', 'lightning', 'matplotlib', 'sklearn', 'onnx', 'onnxruntime'}\n"
+        "kernels = {name for name in sys.modules if name.endswith('triton_kernels')}\n"
+        "print(sorted((set(sys.modules) - before) & heavy | kernels))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_native_module_converts_layouts_once():
+    """A contiguous map and a contiguous kernel are what the C side does not take as they are."""
+    assert native._as_map(torch.empty(2, 3, 4, 5)).stride(1) == 1
+    kernel = native._as_kernel(torch.empty(2, 3, 9, 4, 5))
+    assert (kernel.stride(2), kernel.stride(1)) == (1, 9)

@@ -1,0 +1,34 @@
+"""The public names are frozen: a name that appears or vanishes does so on purpose, here."""
+
+from __future__ import annotations
+
+import pytest
+
+import volution
+
+OPS = {
+    "Involution2d",
+    "correlate",
+    "gather",
+    "involution2d",
+    "reference_ops",
+    "report",
+    "scatter",
+    "window_offsets",
+}
+
+
+def test_ops():
+    assert set(volution.ops.__all__) == OPS
+
+
+def test_package():
+    assert isinstance(volution.__version__, str)
+    assert set(volution.__all__) == {"__version__", "models", "ops"}
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_public_operators_are_documented(name):
+    thing = getattr(volution.ops, name)
+    assert thing.__doc__
+    assert thing.__module__.startswith("volution.ops")
