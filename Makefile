@@ -38,5 +38,19 @@ lint: setup  ## Check style, types and the direction of imports.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: setup  ## Measure operators and networks on this machine; about 25 minutes.
+	$(BIN)/volution bench ops
+	$(BIN)/volution bench models
+
+sanitize: setup  ## Run the C library under the address and undefined-behaviour sanitizers.
+	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DVOLUTION_SANITIZE=ON
+	cmake --build build/sanitize --parallel 2
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(BIN)/python tests/sanitize.py build/sanitize/libvolution_cpu.so
+
+gpu-check:  ## On a GPU machine, from the source tree: every operator test, then the benchmark.
+	$(PYTHON) tests/gpu_check.py
+
 clean:  ## Remove the environment and what was built.
 	rm -rf $(VENV) build dist
