@@ -45,8 +45,8 @@ class Predictions:
         """Return the predictions as JSON.
 
         Example:
-            >>> Predictions([Prediction("a.png", ("cat",), (0.75,))]).to_json()
-            '{"predictions": [{"path": "a.png", "classes": [{"name": "cat", "probability": 0.75}]}], "broken": []}'
+            >>> Predictions([], broken=["b.png is not a readable image"]).to_json()
+            '{"predictions": [], "broken": ["b.png is not a readable image"]}'
         """
         rows = [
             {
