@@ -18,24 +18,22 @@ def print_json(record: dict[str, Any]) -> None:
 def show(record: dict[str, Any]) -> None:
     """Print one line for each case, and the machine's peaks they are held against."""
     peaks = record["peaks"]
-    table = Table(
-        caption=f"copy {peaks['copy_gbps']:.1f} GB/s, matrix product "
-        f"{peaks['gemm_gflops_float32']:.0f} GFLOP/s. Medians; times faster with its 10th and "
-        "90th percentile over pairs.",
-        caption_justify="left",
-    )
-    for title in ("case", "dtype", "", "ours ms", "peer ms", "times faster", "of copy", "GFLOP/s"):
-        table.add_column(title, justify="left" if title in ("case", "dtype", "") else "right")
+    table = Table(box=None, pad_edge=False)
+    titles = ("case", "dtype", "pass", "ours", "peer", "faster", "spread", "copy", "GFLOP/s")
+    for title in titles:
+        left = title in ("case", "dtype", "pass")
+        table.add_column(title, justify="left" if left else "right", no_wrap=title != "case")
     for result in record["results"]:
         ratio = result["ratio"]
-        share = f"{100 * result['gbps'] / peaks['copy_gbps']:.0f} %" if "gbps" in result else ""
+        share = f"{100 * result['gbps'] / peaks['copy_gbps']:.0f}%" if "gbps" in result else ""
         table.add_row(
             result["case"],
-            result["dtype"],
-            result["direction"],
-            f"{result['ours_ms']['median']:.3g}",
-            f"{result['peer_ms']['median']:.3g}",
-            f"{ratio['median']:.1f} ({ratio['p10']:.1f}-{ratio['p90']:.1f})",
+            _SHORT.get(result["dtype"], result["dtype"]),
+            _SHORT.get(result["direction"], result["direction"]),
+            _time(result["ours_ms"]["median"]),
+            _time(result["peer_ms"]["median"]),
+            f"{ratio['median']:.1f}x",
+            f"{ratio['p10']:.0f}-{ratio['p90']:.0f}",
             share,
             f"{result['gflops']:.0f}" if "gflops" in result else "",
         )
@@ -46,3 +44,18 @@ def show(record: dict[str, Any]) -> None:
                 f"{result['case']}: peak memory {result['ours_peak_mib']:.0f} MiB against "
                 f"{result['peer_peak_mib']:.0f} MiB, {100 * result['memory_share']:.0f} %"
             )
+    out.print(
+        f"Milliseconds are medians; faster is the median of paired runs, spread its 10th to 90th\n"
+        f"percentile; copy is the share of this machine's copy bandwidth, "
+        f"{peaks['copy_gbps']:.1f} GB/s. Its\nmatrix products reach "
+        f"{peaks['gemm_gflops_float32']:.0f} GFLOP/s. The peer is the fastest plain PyTorch form."
+    )
+
+
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "forward": "fwd"} | {
+    "backward": "bwd"
+}
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"

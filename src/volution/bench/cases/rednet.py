@@ -60,11 +60,13 @@ def _inference(
             }
             quick[form, mode] = runner.fastest(chosen, device)
     for (form, mode), ours in quick.items():
-        for (other, _), peer in quick.items():
+        for (other, peer_mode), peer in quick.items():
             if form == "ours" and other == "unfold":
                 times = runner.paired(contestants[ours], contestants[peer], device, budget=budget)
                 yield {
-                    "case": f"{MODEL} inference {size} n4, {mode}",
+                    "case": f"{MODEL} inference, ours {mode}, peer {peer_mode}",
+                    "batch": 4,
+                    "image_size": size,
                     "dtype": "float32",
                     "direction": "forward",
                     "ours": ours,
@@ -100,7 +102,9 @@ def _training(device: str, *, size: int, budget: float) -> dict[str, Any]:
     times = runner.paired(steps[ours], steps[peer], device, budget=budget)
     memory = {name: _peak_memory(name, device, size) for name in (ours, peer)}
     return {
-        "case": f"{MODEL} training step {size} n8",
+        "case": f"{MODEL} training step",
+        "batch": 8,
+        "image_size": size,
         "dtype": "float32",
         "direction": "both",
         "ours": ours,
