@@ -60,8 +60,10 @@ class Operator:
         """Run on the CPU: the forced implementation, else compiled C, else the reference."""
         self.check(*args)
         if _forced is None:
-            if _native.library is not None and args[0].dtype in self.native_dtypes:
-                return self.native(*args)
+            if args[0].dtype in self.native_dtypes:
+                if _native.library is not None:
+                    return self.native(*args)
+                _native.say_missing()
             return self.reference(*args)
         return self.implementation(_forced)(*args)
 
@@ -140,6 +142,15 @@ def register(
         _LIBRARY.impl(name, _autocast_rule(overload, device), f"Autocast{device}")
     register_flop_formula(getattr(torch.ops.volution, name))(flops)
     return overload
+
+
+def register_composite(schema: str, function: Callable[..., Tensor]) -> None:
+    """Give a function that is made of other operators a name in the dispatcher.
+
+    Nothing else is needed: derivatives, devices and tracing are those of the operators it calls.
+    """
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(schema.partition("(")[0], function, "CompositeImplicitAutograd")
 
 
 def _autograd_rule(overload: Any, backward: Callable[..., Any]) -> Callable[..., Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -57,6 +58,15 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 library, reason = _load()
+_said_missing = False
+
+
+def say_missing() -> None:
+    """Warn, once in a process, that the CPU runs on the slow reference, and why."""
+    global _said_missing
+    if not _said_missing:
+        _said_missing = True
+        warnings.warn(f"volution runs on plain PyTorch: {reason}", RuntimeWarning, stacklevel=4)
 
 
 @lru_cache(maxsize=1024)

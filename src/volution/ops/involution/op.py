@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from volution.ops import _checks
+from volution.ops import _checks, _library
 from volution.ops._shared.neighbourhood import gather, window_offsets
 
 
@@ -65,3 +65,12 @@ def involution2d(input: Tensor, kernel: Tensor, *, stride: int = 1, dilation: in
             f"got K by K = {rows} by {columns} in shape {tuple(kernel.shape)}"
         )
     return gather(input, kernel.flatten(2, 3), window_offsets(rows, dilation), stride=stride)
+
+
+def _dispatched(input: Tensor, kernel: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    return involution2d(input, kernel, stride=stride, dilation=dilation)
+
+
+_library.register_composite(
+    "involution2d(Tensor input, Tensor kernel, int stride=1, int dilation=1) -> Tensor", _dispatched
+)
