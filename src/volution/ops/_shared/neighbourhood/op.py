@@ -12,7 +12,9 @@ gradients are the other two, to any order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from volution.ops import _checks, _library, _native
@@ -41,8 +43,18 @@ def window_offsets(kernel_size: int, dilation: int = 1) -> tuple[int, ...]:
     """
     _checks.check_positive("kernel_size", kernel_size, odd=True)
     _checks.check_positive("dilation", dilation)
+    # Dynamo looks through caches, with a warning; building the window while tracing costs nothing.
+    if torch.compiler.is_compiling():
+        return _window(kernel_size, dilation)
+    return _cached_window(kernel_size, dilation)
+
+
+def _window(kernel_size: int, dilation: int) -> tuple[int, ...]:
     reach = [dilation * (i - kernel_size // 2) for i in range(kernel_size)]
     return tuple(step for row in reach for column in reach for step in (row, column))
+
+
+_cached_window = lru_cache(maxsize=64)(_window)
 
 
 def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], *, stride: int = 1) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from volution.ops._shared.neighbourhood.layout import is_channels_last, pixel_major
+from volution.ops._shared.neighbourhood.layout import format_of, is_channels_last, pixel_major
 
 
 def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
@@ -78,7 +78,7 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _in_format(tensor: Tensor, like: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch._prims_common.suggest_memory_format(like))
+    return tensor.contiguous(memory_format=format_of(like))
 
 
 def _padding(
