@@ -44,10 +44,14 @@ class TestChoice:
         gather(*operands(torch.float16))
         assert calls == ["reference"]
 
-    def test_without_the_library_the_reference_runs(self, calls, monkeypatch):
+    def test_without_the_library_the_reference_runs_and_says_so_once(self, calls, monkeypatch):
         monkeypatch.setattr(_native, "library", None)
-        gather(*operands())
-        assert calls == ["reference"]
+        monkeypatch.setattr(_native, "_said_missing", False)
+        with pytest.warns(RuntimeWarning, match="volution runs on plain PyTorch") as said:
+            gather(*operands())
+        assert len(said) == 1
+        gather(*operands())  # a second warning would be an error
+        assert calls == ["reference", "reference"]
 
     def test_forcing_nests_and_ends_with_an_error(self, calls):
         def work() -> None:

@@ -70,7 +70,7 @@ def test_kernels_agree_with_the_reference(where):
     device, implementation = where
 
     # Few examples in the interpreter: it needs half a second for each.
-    @hypothesis.settings(settings, max_examples=12 if where == INTERPRETED else 150)
+    @hypothesis.settings(settings, max_examples=8 if where == INTERPRETED else 150)
     @hypothesis.given(
         case=drawn_cases(),
         formats=st.tuples(FORMATS, FORMATS),
