@@ -148,8 +148,9 @@ def _draw_image(axes: Any, maps: KernelMaps, image: Image.Image) -> None:
     tall, wide = maps.window[0] * height, maps.window[1] * width
     for (row, column), (name, marker, colour) in zip(maps.pixels, _PIXELS, strict=False):
         x, y = column * width - 0.5, row * height - 0.5
-        corner, edge = (x - wide / 2, y - tall / 2), {"linewidth": 1.4, "linestyle": (0, (3, 2))}
-        axes.add_patch(Rectangle(corner, wide, tall, fill=False, edgecolor=colour, **edge))
+        reach = Rectangle((x - wide / 2, y - tall / 2), wide, tall, fill=False, edgecolor=colour)
+        reach.set(linewidth=1.4, linestyle=(0, (3, 2)))
+        axes.add_patch(reach)
         axes.plot(x, y, marker, markersize=9, color=colour, markeredgecolor="#ffffff")
         axes.annotate(
             name,

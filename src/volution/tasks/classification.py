@@ -71,7 +71,7 @@ def input_config(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
-    config = resolve_data_config(model=model)  # type: ignore[no-untyped-call]
+    config = resolve_data_config(model=model)
     channels = data.channels if data else config["input_size"][0]
     size = image_size or (data.image_size if data else None) or config["input_size"][-1]
     mean = (data.mean if data else None) or tuple(config["mean"])

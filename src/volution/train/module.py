@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from timm.optim.optim_factory import create_optimizer_v2
+from timm.optim import create_optimizer_v2
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy

@@ -1,0 +1,118 @@
+"""Results as tables for people and as JSON for programs, on standard output."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import timm
+import torch
+from rich.table import Table
+
+from volution import models
+from volution._support.console import out
+from volution._support.environment import environment
+from volution.infer import Evaluation, Predictions
+
+__all__ = ["show_environment", "show_evaluation", "show_models", "show_predictions"]
+
+
+def show_models(pattern: str, *, as_json: bool) -> int:
+    """Show the networks whose names match a pattern.
+
+    Raises:
+        ValueError: If none does.
+    """
+    names = models.list_models(pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}; known: {', '.join(models.list_models())}")
+    rows = [_model(name) for name in names]
+    if as_json:
+        return _print_json(rows)
+    table = _table("model", "family", "parameters, M", "reported top-1, %")
+    for row in rows:
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.2f}"
+        table.add_row(row["name"], row["family"], f"{row['params'] / 1e6:.1f}", top1)
+    out.print(table)
+    return 0
+
+
+def show_environment(*, as_json: bool) -> int:
+    """Show versions, machine and kernels."""
+    found = environment()
+    if as_json:
+        return _print_json(found)
+    versions, machine = found["versions"], found["machine"]
+    facts = _table()
+    for name, version in versions.items():
+        facts.add_row(name, version or "[dim]not installed[/]")
+    facts.add_row("commit", found["commit"] or "[dim]unknown[/]")
+    facts.add_row("processor", f"{machine['processor']}, {machine['cores']} cores")
+    facts.add_row("GPU", ", ".join(machine["gpus"]) or "[dim]none[/]")
+    out.print(facts)
+    kernels = _table("operator", "device", "implementation", "dtypes", "why")
+    for row in found["kernels"]:
+        kernels.add_row(*row.values())
+    out.print(kernels)
+    return 0
+
+
+def show_evaluation(evaluation: Evaluation, classes: tuple[str, ...], *, as_json: bool) -> None:
+    """Show how good a classifier is, and where it errs most."""
+    if as_json:
+        fields = {**vars(evaluation), "classes": classes}
+        _print_json({**fields, "confusion": evaluation.confusion.tolist()})
+        return
+    out.print(
+        f"[bold]top-1 {evaluation.top1:.2%}[/], top-5 {evaluation.top5:.2%} of "
+        f"{evaluation.count:,} images, {evaluation.images_per_second:,.0f} images/s"
+    )
+    wrong = evaluation.confusion.clone().fill_diagonal_(0)
+    count = min(5, int((wrong > 0).sum()))
+    if count == 0:
+        return
+    table = _table("is", "taken for", "times")
+    most = wrong.flatten().topk(count)
+    for times, place in zip(most.values.tolist(), most.indices.tolist(), strict=True):
+        row, column = divmod(place, len(classes))
+        table.add_row(classes[row], classes[column], str(times))
+    out.print(table)
+
+
+def show_predictions(predictions: Predictions, *, as_json: bool) -> None:
+    """Show the likeliest classes of each image."""
+    if as_json:
+        out.print(predictions.to_json(), markup=False, soft_wrap=True)
+        return
+    table = _table("image", "is", "sure", "or else")
+    for row in predictions.rows:
+        named = list(zip(row.classes, row.probabilities, strict=True))
+        others = ", ".join(f"{name} {probability:.0%}" for name, probability in named[1:])
+        table.add_row(row.path, named[0][0], f"{named[0][1]:.1%}", others)
+    out.print(table)
+
+
+def _model(name: str) -> dict[str, Any]:
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    config = timm.get_pretrained_cfg(name)
+    return {
+        "name": name,
+        "family": type(net).__name__,
+        "params": sum(parameter.numel() for parameter in net.parameters()),
+        "top1": getattr(config, "top1", None) if config else None,
+    }
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=bool(heads), header_style="bold")
+    for head in heads or ("", ""):
+        numeric = head.endswith((", M", ", %")) or head in ("sure", "times")
+        # A path that is cut cannot be copied.
+        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _print_json(value: Any) -> int:
+    out.print(json.dumps(value, indent=2, ensure_ascii=False), markup=False, soft_wrap=True)
+    return 0
