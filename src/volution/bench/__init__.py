@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from volution.bench.cases import involution, rednet
 from volution.bench.cases.involution import WrongResultError
 from volution.bench.peaks import measure_peaks
 
-__all__ = ["WrongResultError", "measure_models", "measure_ops", "run", "write_results"]
+__all__ = ["WrongResultError", "measure_models", "measure_ops", "run", "run_gpu", "write_results"]
 
 SCHEMA = 1
 
@@ -36,6 +36,14 @@ def measure_models(device: str, *, quick: bool = False) -> Iterator[dict[str, An
     """Yield the network cases; ``quick`` runs small images and leaves compiling out."""
     size, budget = (64, 1.0) if quick else (224, 20.0)
     yield from rednet.measure(device, size=size, budget=budget, compiled=not quick)
+
+
+def run_gpu(dtypes: Sequence[str] = ("float32", "bfloat16")) -> dict[str, Any]:
+    """Measure the operators on the GPU and return peaks and results; needs nothing but torch."""
+    return {
+        "peaks": measure_peaks("cuda"),
+        "results": list(measure_ops("cuda", [getattr(torch, name) for name in dtypes])),
+    }
 
 
 def run(

@@ -25,18 +25,22 @@ def unfold_involution2d(
     return (patches * weights).sum(3).view(n, c, h, w)
 
 
-class UnfoldInvolution2d(nn.Module):
+class UnfoldInvolution2d(Involution2d):
     """An :class:`~volution.ops.Involution2d` that applies its kernels by unfolding."""
 
     def __init__(self, layer: Involution2d) -> None:
-        super().__init__()
-        self.kernel_generator = layer.kernel_generator
-        self.layout = (layer.groups, layer.kernel_size, layer.kernel_size)
-        self.stride = layer.stride
-        self.dilation = layer.dilation
+        super().__init__(
+            layer.channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.dilation,
+            layer.groups,
+            kernel_generator=layer.kernel_generator,
+        )
 
     def forward(self, input: Tensor) -> Tensor:
-        kernel = self.kernel_generator(input).unflatten(1, self.layout)
+        layout = (self.groups, self.kernel_size, self.kernel_size)
+        kernel = self.kernel_generator(input).unflatten(1, layout)
         return unfold_involution2d(input, kernel, stride=self.stride, dilation=self.dilation)
 
 
