@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt $(shell find src -name '*.c' -o -name '*.h')
 # A plain test run stays short; `make test-slow` runs what is marked slow.
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest -q -n auto
 
 .PHONY: help setup quickstart test test-slow bench lint sanitize gpu-check clean
 

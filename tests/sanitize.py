@@ -46,8 +46,10 @@ def a_map(rng, code, n, height, width, channels, output):
 
 def one(library, rng, draw):
     code, threads = draw.choice((0, 0, 1, 1, 2)), draw.choice((1, 2, 3))
-    n, groups, width = draw.choice((0, 1, 2)), draw.choice((1, 2, 3)), draw.choice(
-        (1, 2, 3, 4, 5, 8, 12, 16, 16, 24, 32, 64)
+    n, groups, width = (
+        draw.choice((0, 1, 2)),
+        draw.choice((1, 2, 3)),
+        draw.choice((1, 2, 3, 4, 5, 8, 12, 16, 16, 24, 32, 64)),
     )
     height, across, stride = draw.randint(1, 20), draw.randint(1, 20), draw.choice((1, 1, 1, 2, 3))
     if draw.random() < 0.75:

@@ -279,7 +279,8 @@ class OpContract:
                 function, operands, fast_mode=True, check_fwd_over_rev=True, **batched
             )
 
-    def test_third_derivative(self, device):
+    @pytest.mark.parametrize("derivative", [torch.func.grad, torch.func.jacfwd])
+    def test_third_derivative(self, device, derivative):
         """Bilinear, so squared along a line it is a polynomial of degree four."""
         operands = [x.to(device) for x in self.operands(self.small)]
         steps = [torch.randn_like(x) for x in operands]
@@ -290,7 +291,7 @@ class OpContract:
 
         third = along_a_line
         for _ in range(3):
-            third = torch.func.grad(third)
+            third = derivative(third)
         t = torch.tensor(0.5, dtype=torch.float64, device=device)
         # The fourth difference quotient of a polynomial of degree four is exact.
         points = [along_a_line(t + h).item() for h in (-2.0, -1.0, 1.0, 2.0)]

@@ -13,7 +13,9 @@ from volution.models import rednet
 from volution.models.official import load_official
 from volution.models.rednet import RedNet
 
-__all__ = ["RedNet", "list_models", "load_official", "rednet"]
+__all__ = ["RedNet", "list_models", "load_official", "rednet", "reported_top1"]
+
+_REPORTED_TOP1 = {**rednet.REPORTED_TOP1}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -34,3 +36,13 @@ def list_models(pattern: str = "*") -> list[str]:
         for name in timm.list_models(pattern)
         if timm.model_entrypoint(name).__module__.startswith(f"{__name__}.")
     ]
+
+
+def reported_top1(name: str) -> float | None:
+    """Return a network's ImageNet-1k top-1 in per cent as its authors report it, if they do.
+
+    Example:
+        >>> reported_top1("rednet50")
+        78.35
+    """
+    return _REPORTED_TOP1.get(name)

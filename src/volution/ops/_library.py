@@ -173,7 +173,7 @@ def _autograd_rule(
     # Single level: by the time this key runs, functorch has taken the other levels off already.
     class Bilinear(_SingleLevelFunction):
         @staticmethod
-        def forward(keyset: Any, *args: Any) -> Tensor:
+        def forward(keyset: Any, saved: Any, *args: Any) -> Tensor:
             # Nested functorch transforms record their own level further down; autograd.Function
             # has just switched recording off, which would silently drop their derivatives.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
@@ -181,32 +181,38 @@ def _autograd_rule(
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            _, first, second, *ctx.rest = inputs
-            ctx.save_for_backward(first, second)
-            ctx.save_for_forward(first, second)
+            _, saved, _, _, *ctx.rest = inputs
+            ctx.save_for_backward(*saved)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            grads = backward(grad, ctx.needs_input_grad[1:3], *ctx.saved_tensors, *ctx.rest)
-            return None, *grads, *(None for _ in ctx.rest)
+            grads = backward(grad, ctx.needs_input_grad[2:4], *ctx.saved_tensors, *ctx.rest)
+            return None, None, *grads, *(None for _ in ctx.rest)
 
-        @staticmethod
-        def jvp(ctx: Any, _: Any, *tangents: Tensor | None) -> Tensor | None:
-            first, second = ctx.saved_tensors
-            parts = []
-            if tangents[0] is not None:
-                parts.append(overload(tangents[0], second, *ctx.rest))
-            if tangents[1] is not None:
-                parts.append(overload(first, tangents[1], *ctx.rest))
-            return sum(parts[1:], parts[0]) if parts else None
-
-    def rule(keyset: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
-        reverse = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
-        if reverse or forward_ad._current_level >= 0:
+    def reverse(keyset: Any, saved: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+        if torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
             with enable_single_level_autograd_function():
-                result: Tensor = Bilinear.apply(keyset, first, second, *rest)  # type: ignore[attr-defined]
+                result: Tensor = Bilinear.apply(keyset, saved, first, second, *rest)  # type: ignore[attr-defined]
             return result
         return below(keyset, first, second, *rest)
+
+    def rule(keyset: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+        if forward_ad._current_level < 0:
+            return reverse(keyset, (first, second), first, second, *rest)
+        # By hand: the jvp of an autograd.Function runs with forward mode switched off, which
+        # drops the outer derivative where jvp is nested in jvp. Saving the dual tensors keeps
+        # the tangents of the backward pass.
+        (a, da), (b, db) = forward_ad.unpack_dual(first), forward_ad.unpack_dual(second)
+        output = reverse(keyset, (first, second), a, b, *rest)
+        parts = []
+        if da is not None:
+            parts.append(overload(da, b, *rest))
+        if db is not None:
+            parts.append(overload(a, db, *rest))
+        if not parts:
+            return output
+        dual: Tensor = forward_ad.make_dual(output, sum(parts[1:], parts[0]))
+        return dual
 
     return rule
 

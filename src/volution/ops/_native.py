@@ -11,6 +11,7 @@ copy, hence one thread pool.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
 import warnings
@@ -20,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-import volution
 
 _NAMES = {"win32": "volution_cpu.dll", "darwin": "libvolution_cpu.dylib"}
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
@@ -34,7 +33,9 @@ def _find() -> Path | None:
     name = _NAMES.get(sys.platform, "libvolution_cpu.so")
     override = os.environ.get("VOLUTION_CPU_LIBRARY")
     # An editable install has two package folders: the sources, and the build's products.
-    folders = [Path(folder) / "_lib" for folder in volution.__path__]
+    package = importlib.util.find_spec("volution")
+    places = (package and package.submodule_search_locations) or []
+    folders = [Path(place) / "_lib" for place in places]
     candidates = [Path(override)] if override else [folder / name for folder in folders]
     return next((path for path in candidates if path.is_file()), None)
 

@@ -95,12 +95,11 @@ def show_predictions(predictions: Predictions, *, as_json: bool) -> None:
 def _model(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         net = timm.create_model(name)
-    config = timm.get_pretrained_cfg(name)
     return {
         "name": name,
         "family": type(net).__name__,
         "params": sum(parameter.numel() for parameter in net.parameters()),
-        "top1": getattr(config, "top1", None) if config else None,
+        "top1": models.reported_top1(name),
     }
 
 
