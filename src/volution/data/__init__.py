@@ -6,7 +6,7 @@
 """
 
 from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images, open_image
-from volution.data.loader import Batch, loader
+from volution.data.loader import Batch, Shuffled, loader
 from volution.data.sources import load, split
 from volution.data.transforms import Augmentation, InputConfig
 
@@ -18,6 +18,7 @@ __all__ = [
     "ImageFiles",
     "Images",
     "InputConfig",
+    "Shuffled",
     "find_images",
     "load",
     "loader",

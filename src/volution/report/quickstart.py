@@ -47,21 +47,21 @@ class Quickstart:
         return self.evaluation.top1 >= GOAL and self.reload_difference == 0 and self.onnx.passed
 
 
-def config(folder: Path, epochs: int = 12) -> TrainConfig:
+def config(folder: Path, epochs: int = 15) -> TrainConfig:
     """Return what the quickstart trains: a RedNet-26, narrowed, on the digits."""
     return TrainConfig(
         model="rednet26",
         data="digits",
         out=folder,
         epochs=epochs,
-        lr=4e-3,
+        lr=6e-3,
         warmup_epochs=2,
-        model_args={"widths": [64, 128, 256, 512], "group_channels": 4},
+        model_args={"widths": [64, 128, 256, 512], "group_channels": 8},
         device="cpu",
     )
 
 
-def quickstart(folder: Path = Path("runs/quickstart"), epochs: int = 12) -> int:
+def quickstart(folder: Path = Path("runs/quickstart"), epochs: int = 15) -> int:
     """Train, evaluate, save, reload, export, check and picture a small RedNet.
 
     Args:
@@ -71,6 +71,15 @@ def quickstart(folder: Path = Path("runs/quickstart"), epochs: int = 12) -> int:
     Returns:
         0, or 1 if fewer than 97 % are right or a copy of the network computes something else.
     """
+    with _single_thread():
+        result = _work(folder, epochs)
+        with _timed(result.seconds, "draw the report"), log.status("drawing the report"):
+            write_page(result, folder / "report.html", GOAL)
+    _summarise(result, folder)
+    return 0 if result.passed else 1
+
+
+def _work(folder: Path, epochs: int) -> Quickstart:
     seconds: dict[str, float] = {}
     log.print("[bold]volution quickstart[/]: a RedNet learns to read handwritten digits\n")
     with _timed(seconds, "train"):
@@ -87,11 +96,7 @@ def quickstart(folder: Path = Path("runs/quickstart"), epochs: int = 12) -> int:
         deploy.export_onnx(classifier.model, samples, folder / "rednet.onnx")
     with _timed(seconds, "check in onnxruntime"):
         onnx = deploy.check_onnx(classifier.model, samples, folder / "rednet.onnx")
-    result = Quickstart(images, run, classifier, evaluation, samples, difference, onnx, seconds)
-    with _timed(seconds, "draw the report"), log.status("drawing the report"):
-        write_page(result, folder / "report.html", GOAL)
-    _summarise(result, folder)
-    return 0 if result.passed else 1
+    return Quickstart(images, run, classifier, evaluation, samples, difference, onnx, seconds)
 
 
 @torch.inference_mode()
@@ -99,6 +104,17 @@ def _reload_difference(classifier: tasks.Classifier, samples: Tensor, path: Path
     tasks.save_classifier(path, classifier)
     again = tasks.load_classifier(path)
     return float((again.model(samples) - classifier.model(samples)).abs().max())
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """Compute on one core: on maps of 8 by 8 pixels, two threads wait longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -29,9 +29,11 @@ class History(Callback):
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start, self._images = time.perf_counter(), 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, index: int
     ) -> None:
+        # Now, not after the epoch: the schedule is then a step ahead.
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
         self._images += len(batch.labels)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -42,7 +44,7 @@ class History(Callback):
         self.rows.append(
             {
                 "epoch": trainer.current_epoch + 1,
-                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "lr": self._lr,
                 **{n: metrics.get(n, float("nan")) for n in ("train_loss", "val_loss")},
                 **{n: metrics.get(n, float("nan")) for n in ("val_top1", "val_top5")},
                 "seconds": round(time.perf_counter() - self._start, 3),

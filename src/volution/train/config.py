@@ -111,6 +111,6 @@ def read_config(path: Path) -> TrainConfig:
         raise FileNotFoundError(f"no configuration at {path}")
     parser = _parser()
     try:
-        return TrainConfig(**vars(parser.instantiate_classes(parser.parse_path(path))))
+        return TrainConfig(**vars(parser.parse_path(path)))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{path} is not a training configuration: {error}") from error

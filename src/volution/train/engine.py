@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch.utils.data import DataLoader
 
 from volution import data, tasks
 from volution.train import folder as run_folder
@@ -50,8 +49,6 @@ class Run:
     config: TrainConfig
     classifier: tasks.Classifier
     module: ClassificationModule
-    train_loader: DataLoader[data.Batch]
-    val_loader: DataLoader[data.Batch]
 
     @classmethod
     def build(cls, config: TrainConfig) -> Run:
@@ -83,9 +80,7 @@ class Run:
         return cls(
             config,
             tasks.Classifier(net, config.model, images.classes, inputs, config.model_args),
-            ClassificationModule(net, config, len(images.classes), len(train_loader)),
-            train_loader,
-            val_loader,
+            ClassificationModule(net, config, len(images.classes), train_loader, val_loader),
         )
 
     def fit(
@@ -97,11 +92,13 @@ class Run:
         callbacks: Sequence[Callback] = (),
     ) -> TrainResult:
         """Train until the last epoch, from the first or from a checkpoint."""
+        if resume is not None:
+            _check_readable(resume)
         history = History(folder / run_folder.METRICS)
         keep = Checkpoints(folder / run_folder.LAST, folder / run_folder.BEST, self.classifier)
         own: list[Callback] = [history, keep]
         if show_progress:
-            images = len(self.train_loader) * self.config.batch_size
+            images = len(self.module.loaders[0]) * self.config.batch_size
             own.append(Progress(history, images))
         with _quiet(), _interruptible():
             trainer = Trainer(
@@ -116,17 +113,15 @@ class Run:
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
             )
-            try:
-                trainer.fit(
-                    self.module,
-                    self.train_loader,
-                    self.val_loader,
-                    ckpt_path=resume,
-                    weights_only=True,
-                )
-            except (pickle.UnpicklingError, EOFError) as error:
-                raise ValueError(f"resume: {resume} is damaged: {error}") from error
+            trainer.fit(self.module, ckpt_path=resume, weights_only=True)
         return TrainResult(folder, keep.best_top1, history.rows, list(self.module.broken))
+
+
+def _check_readable(checkpoint: Path) -> None:
+    try:
+        torch.load(checkpoint, map_location="meta", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(f"resume: {checkpoint} is damaged: {error}") from error
 
 
 @contextmanager

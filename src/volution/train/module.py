@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from timm.optim import create_optimizer_v2
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
-from volution.data import Batch
+from volution.data import Batch, Shuffled
 from volution.tasks import Accuracy
 from volution.train.config import TrainConfig
 
@@ -27,17 +26,23 @@ class ClassificationModule(LightningModule):
         model: The network.
         config: The run's settings.
         num_classes: Classes to tell apart.
-        steps_per_epoch: Batches of an epoch.
+        train_loader: Batches to learn from, shuffled.
+        val_loader: Batches to measure with.
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, num_classes: int, steps_per_epoch: int
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        num_classes: int,
+        train_loader: DataLoader[Batch],
+        val_loader: DataLoader[Batch],
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.num_classes = num_classes
-        self.steps_per_epoch = steps_per_epoch
+        self.loaders = train_loader, val_loader
         self.accuracy = Accuracy(num_classes)
         self.broken: dict[str, None] = {}  # a set that keeps its order
 
@@ -46,12 +51,19 @@ class ClassificationModule(LightningModule):
         logits: Tensor = self.model(images.to(memory_format=torch.channels_last))
         return logits
 
+    def train_dataloader(self) -> DataLoader[Batch]:
+        # A resumed run asks for its first batch before Lightning tells the sampler the epoch.
+        sampler = self.loaders[0].sampler
+        assert isinstance(sampler, Shuffled)
+        sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return self.loaders[0]
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self.loaders[1]
+
     def on_train_epoch_start(self) -> None:
-        # An epoch draws its own numbers, whatever came before: a resumed run repeats them.
-        seed = (self.config.seed * 100_003 + self.current_epoch) % 2**32
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002, timm's transforms draw from this generator
-        torch.manual_seed(seed)
+        # Dropout draws anew in each epoch, whatever came before: a resumed run repeats it.
+        torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
         self.broken.update(dict.fromkeys(batch.broken))
@@ -102,7 +114,7 @@ class ClassificationModule(LightningModule):
             warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
             warmup_lr=config.lr / 100,
             step_on_epochs=False,
-            updates_per_epoch=self.steps_per_epoch,
+            updates_per_epoch=len(self.loaders[0]),
             **extra,
         )
         return {
