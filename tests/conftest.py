@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 
+# Two workers with two threads each would spend the day waiting for each other at barriers. Set
+# before torch starts its threads, and inherited by the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -9,7 +9,17 @@ import pytest
 import torch
 from op_contract import force
 
-from volution.ops import _library, _native, gather, involution2d, reference_ops, report
+from volution.ops import (
+    _library,
+    _native,
+    correlate,
+    gather,
+    involution2d,
+    reference_ops,
+    report,
+    scatter,
+    window_offsets,
+)
 from volution.ops._shared.neighbourhood import native, reference
 
 NAMES = {"gather", "scatter", "correlate"}
@@ -200,3 +210,28 @@ def test_native_module_converts_layouts_once():
     assert native._as_map(torch.empty(2, 3, 4, 5)).stride(1) == 1
     kernel = native._as_kernel(torch.empty(2, 3, 9, 4, 5))
     assert (kernel.stride(2), kernel.stride(1)) == (1, 9)
+
+
+@pytest.mark.skipif(_native.library is None, reason=f"native: {_native.reason}")
+def test_threads_do_not_change_the_result():
+    """Every pixel is summed by one thread in one order, however many there are."""
+    x = torch.randn(3, 32, 17, 13).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(3, 2, 49, 17, 13)
+    offsets = window_offsets(7)
+
+    def results() -> list[torch.Tensor]:
+        return [
+            gather(x, kernel, offsets),
+            scatter(x, kernel, offsets, (17, 13)),
+            correlate(x, x, offsets, 2),
+        ]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = results()
+        torch.set_num_threads(3)
+        together = results()
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
