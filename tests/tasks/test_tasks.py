@@ -53,7 +53,7 @@ def test_weights_of_another_architecture_are_refused_with_their_keys(tmp_path):
     tasks.save_classifier(path, small.colour_classifier())
     with pytest.raises(ValueError, match=r"missing.*layer1\.1") as info:
         tasks.load_classifier(path, model="rednet50")
-    assert "stem.0.conv.weight is (2, 3, 3, 3)" in str(info.value)
+    assert "stem.0.conv.weight is (4, 3, 3, 3)" in str(info.value)
 
 
 def test_bare_weights_need_the_networks_name(tmp_path):

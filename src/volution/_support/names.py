@@ -20,8 +20,8 @@ def unknown(kind: str, name: str, known: Iterable[str], *, more: str = "") -> st
     Example:
         >>> unknown("optimizer", "adamx", ["adam", "adamw", "sgd"])
         "unknown optimizer 'adamx'; nearest: adam, adamw"
-        >>> unknown("device", "tpu", ["cpu", "cuda"])
-        "unknown device 'tpu'; known: cpu, cuda"
+        >>> unknown("device", "toaster", ["cpu", "cuda"])
+        "unknown device 'toaster'; known: cpu, cuda"
     """
     known = list(known)
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -1,0 +1,93 @@
+"""ONNX: the file computes what the network computes, for any number of images."""
+
+import onnx
+import pytest
+import timm
+import torch
+
+from volution import deploy, ops
+from volution.deploy.windows import gather_windows, window_ops
+
+# torch's own exporter, in words of its own, about what it does inside.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_windows_compute_gather(size, dilation, stride):
+    x = torch.randn(2, 6, 9, 10, dtype=torch.float64)
+    h, w = -(-9 // stride), -(-10 // stride)
+    kernel = torch.randn(2, 3, size * size, h, w, dtype=torch.float64)
+    offsets = ops.window_offsets(size, dilation)
+    expected = ops.gather(x, kernel, offsets, stride=stride)
+    torch.testing.assert_close(gather_windows(x, kernel, offsets, stride), expected)
+    with window_ops():
+        torch.testing.assert_close(ops.gather(x, kernel, offsets, stride=stride), expected)
+
+
+def test_other_neighbourhoods_stay_with_the_reference():
+    offsets = [0, 0, 1, 2, -3, 0]
+    x, kernel = torch.randn(1, 2, 5, 5), torch.randn(1, 1, 3, 5, 5)
+    expected = ops.gather(x, kernel, offsets, stride=1)
+    with window_ops():
+        torch.testing.assert_close(ops.gather(x, kernel, offsets, stride=1), expected)
+    with pytest.raises(ValueError, match="window_offsets"):
+        gather_windows(x, kernel, offsets, 1)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    torch.manual_seed(0)
+    net = timm.create_model("rednet26", num_classes=3, widths=(32, 32, 32, 32))
+    for parameter in net.parameters():  # a zero last norm would switch the blocks off
+        torch.nn.init.normal_(parameter, std=0.2)
+    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+    images = torch.randn(2, 3, 32, 32)
+    net.train()
+    net.layer1.eval()
+    deploy.export_onnx(net, images[:1], path)
+    return net, path
+
+
+def test_the_file_computes_the_same_for_any_number_of_images(exported):
+    net, path = exported
+    check = deploy.check_onnx(net, torch.randn(5, 3, 32, 32), path)
+    assert check.passed
+    assert check.max_difference < 1e-4 * max(1, check.scale)
+    assert check.batch_sizes == (5, 1)
+
+
+def test_the_network_comes_back_in_the_mode_it_was_in(exported):
+    net, _ = exported
+    assert net.training
+    assert not net.layer1.training
+
+
+def test_the_file_stands_alone_and_holds_standard_operators(exported):
+    _, path = exported
+    graph = onnx.load(path)
+    assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
+    assert len(graph.graph.node) < 600
+    assert [p.name for p in path.parent.iterdir()] == ["net.onnx"]
+
+
+def test_a_difference_is_found(exported):
+    _, path = exported
+    torch.manual_seed(1)
+    other = timm.create_model("rednet26", num_classes=3, widths=(32, 32, 32, 32))
+    assert not deploy.check_onnx(other, torch.randn(2, 3, 32, 32), path).passed
+    assert not deploy.OnnxCheck(float("nan"), 1.0, 1e-4, (1,)).passed
+
+
+def test_bad_input(exported, tmp_path):
+    net, path = exported
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\), got \(3, 32, 32\)"):
+        deploy.export_onnx(net, torch.randn(3, 32, 32), tmp_path / "a.onnx")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        deploy.export_onnx(net, torch.randn(1, 3, 32, 32), tmp_path / "no" / "a.onnx")
+    with pytest.raises(FileNotFoundError, match="no ONNX file at"):
+        deploy.check_onnx(net, torch.randn(1, 3, 32, 32), tmp_path / "a.onnx")
+    (tmp_path / "bad.onnx").write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"bad.onnx is not an ONNX file"):
+        deploy.check_onnx(net, torch.randn(1, 3, 32, 32), tmp_path / "bad.onnx")

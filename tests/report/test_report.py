@@ -1,0 +1,96 @@
+"""The report: one file that loads nothing, readable by machines that read it aloud."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from volution.report import Page, quickstart
+from volution.report.quickstart import GOAL
+
+
+class Reader(HTMLParser):
+    """Collect what a page loads, what has no description, and whether tags match."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.undescribed, self.open, self.heads = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        assert tag not in ("script", "iframe", "link", "object", "embed")
+        self.loaded += [attrs[name] for name in ("src", "href", "srcset") if name in attrs]
+        if tag == "img" and not attrs.get("alt"):
+            self.undescribed.append(tag)
+        if tag in ("h1", "h2"):
+            self.heads.append(tag)
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_self_contained(html):
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    assert all(link.startswith("data:image/") for link in reader.loaded)
+    assert reader.undescribed == []
+    assert reader.heads[0] == "h1"
+    assert reader.heads.count("h1") == 1
+    assert not re.search(r"url\(|@import", html)
+    assert '<html lang="en">' in html
+    return reader
+
+
+def test_text_is_text():
+    page = Page("<b>", "a & b")
+    page.section("1 < 2", "<script>").table(["<i>"], [["</td>"]])
+    page.code("a > b")
+    reader = check_self_contained(page.html())
+    assert reader.loaded == []
+    assert "&lt;script&gt;" in page.html()
+
+
+def test_numbers_line_up_on_the_right():
+    page = Page("t", "l")
+    page.section("s").table(["name", "value"], [["a", "1.5"], ["b", "-2"]])
+    assert '<td class="number">1.5</td>' in page.html()
+    assert "<td>a</td>" in page.html()
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A quickstart with one epoch: everything happens, but it learns too little."""
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    return folder, quickstart(folder, epochs=1)
+
+
+def test_a_network_that_learned_too_little_fails(short):
+    _, code = short
+    assert GOAL == 0.97
+    assert code == 1
+
+
+def test_the_quickstart_leaves_everything_behind(short):
+    folder, _ = short
+    assert {path.name for path in folder.iterdir()} == {
+        "best.safetensors", "config.yaml", "environment.json", "last.ckpt", "metrics.csv",
+        "rednet.onnx", "rednet.safetensors", "report.html",
+    }  # fmt: skip
+
+
+def test_the_quickstarts_report_is_self_contained(short):
+    folder, _ = short
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    reader = check_self_contained(html)
+    assert len(reader.loaded) == 4
+    assert str(folder) not in html
+    for words in ("onnxruntime", "confusion", "seconds", "kernel"):
+        assert words in html.lower()
+
+
+@pytest.mark.slow
+def test_the_quickstart_reaches_its_goal(tmp_path):
+    assert quickstart(tmp_path / "quickstart") == 0
