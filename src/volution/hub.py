@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -116,7 +117,13 @@ def _read_safetensors(path: Path) -> object:
 def _read_torch(path: Path) -> object:
     try:
         # An open file: given a name, torch.load would go by its ending.
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            path.open("rb") as file,
+            warnings.catch_warnings(),
+        ):
+            # A plain pickle is refused below; what torch would rather have is no help then.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -126,5 +133,11 @@ def _read_torch(path: Path) -> object:
             raise ValueError(
                 f"{path} is refused: beside tensors it holds Python objects that could run code "
                 f"({found[1]}); save its state_dict alone"
+            ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            # Not quoted: PyTorch's message advises to switch the safe reader off.
+            raise ValueError(
+                f"{path} is refused: it is damaged, or a pickle that cannot be read without "
+                f"running code; save the state_dict with torch.save or as safetensors"
             ) from error
         raise ValueError(f"{path} is not a checkpoint, or a damaged one: {error}") from error
