@@ -15,10 +15,11 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check \
 	    -c constraints.txt -e '.[dev]'
-	touch $@ $(VENV)/.installed
+	touch $@
 
+# The step above has just built the library, so a fresh environment needs no second build.
 $(VENV)/.installed: $(VENV)/.dependencies $(NATIVE)
-	$(BIN)/pip install --quiet --no-deps --disable-pip-version-check -e .
+	[ ! -f $@ ] || $(BIN)/pip install --quiet --no-deps --disable-pip-version-check -e .
 	touch $@
 
 setup: $(VENV)/.installed  ## Create .venv with everything, and build the CPU library.
