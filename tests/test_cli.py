@@ -1,8 +1,11 @@
 """The command line: what it prints, its exit codes, and that bad input costs nothing."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import small
@@ -10,7 +13,7 @@ import torch
 
 import volution
 from volution import hub, tasks
-from volution.cli import main
+from volution.cli import _parser, main
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,15 @@ def test_help_names_every_command(capsys):
 def test_every_command_has_help(capsys, command):
     assert main([command, "--help"]) == 0
     assert "options:" in capsys.readouterr().out
+
+
+def test_the_readmes_commands_exist_and_take_these_words():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    # A command, and what it does after two spaces.
+    lines = re.findall(r"^\$? ?volution (.+?)(?:  .*)?$", readme, flags=re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        _parser().parse_args(shlex.split(line))
 
 
 def test_list(capsys):
@@ -153,6 +165,8 @@ def test_options_that_cannot_be(capsys, colours, tmp_path):
     assert "epochs must be at least 1, got 0" in failure(
         capsys, *train_words(colours, run, epochs=0)
     )
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in failure(capsys, *train_words(colours, run, device="cuda"))
     assert "--bogus" in failure(capsys, "list", "--bogus")
     assert "wings" in failure(capsys, *train_words(colours, run), '--model_args={"wings": 2}')
     assert not run.exists()
@@ -214,7 +228,7 @@ def test_interruption(monkeypatch, capsys):
 def test_a_missing_extra_names_itself(colours, tmp_path):
     words = train_words(colours, tmp_path / "run")
     code = (
-        "import sys; sys.modules['lightning'] = None; from volution.cli import main; "
+        "import sys; sys.modules['lightning'] = None; from volution.cli import _parser, main; "
         f"sys.exit(main({words!r}))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -18,10 +18,11 @@ import docstring_parser
 import jsonargparse
 from jsonargparse import ArgumentError
 
+from volution import train as training
 from volution._support.console import log, out
 from volution._support.extras import MissingExtra
 from volution._support.names import unknown
-from volution.train.config import TrainConfig
+from volution.train import TrainConfig, TrainResult
 
 __all__ = ["main"]
 
@@ -58,18 +59,25 @@ def train(config: TrainConfig, resume: Path | None = None) -> int:
         config: The settings of the run.
         resume: Continue the run in this folder, with the settings it was begun with.
     """
-    from volution import train as training
-
-    if resume is None:
-        result = training.fit(config)
-    else:
-        # What is left at its default was not asked for; anything else would be ignored silently.
-        given = {k: v for k, v in vars(config).items() if v != getattr(TrainConfig(), k)}
-        if given:
-            raise ValueError(f"resume takes the run's own settings; leave out {', '.join(given)}")
-        result = training.resume(resume)
+    try:
+        result = training.fit(config) if resume is None else _resume(config, resume)
+    except KeyboardInterrupt:
+        folder = resume or config.folder
+        if (folder / "last.ckpt").exists():
+            log.print(f"continue with: volution train --resume {folder}", soft_wrap=True)
+        raise
     out.print(f"best top-1 {result.best_top1:.2%}, weights in {result.best}", soft_wrap=True)
     return _tell_broken(result.broken)
+
+
+def _resume(config: TrainConfig, folder: Path) -> TrainResult:
+    # What is left at its default was not asked for; anything else would be ignored silently.
+    given = {k for k, v in vars(config).items() if v != getattr(TrainConfig(), k)}
+    if given:
+        raise ValueError(
+            f"resume takes the run's own settings; leave out {', '.join(sorted(given))}"
+        )
+    return training.resume(folder)
 
 
 def eval_(
@@ -305,7 +313,7 @@ def _device(name: str) -> str:
 
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ValueError("device cuda: no CUDA device here; choose cpu or auto")
+        raise ValueError("device cuda: there is no CUDA device here; choose cpu or auto")
     return "cuda" if available and name == "auto" else name.replace("auto", "cpu")
 
 

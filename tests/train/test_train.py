@@ -164,7 +164,7 @@ def test_flowers_are_learned_better_than_by_guessing(tmp_path):
     ("settings", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"batch_size": -1}, "batch_size must be at least 1"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"label_smoothing": 2.0}, "label_smoothing must be from 0 to 1, got 2.0"),

@@ -69,6 +69,7 @@ def _headline(confusion: Tensor, classes: Sequence[str]) -> str:
     if mistakes == 0:
         return f"No mistake in {total}"
     row, column = divmod(int(torch.argmax(wrong)), len(classes))
-    times = f"{int(wrong[row, column])} time{'s' * (int(wrong[row, column]) > 1)}"
-    head = f"{mistakes} mistake{'s' * (mistakes > 1)} in {total}"
-    return f"{head}: most often a {classes[row]} taken for a {classes[column]}, {times}"
+    head, most = f"{mistakes} mistake{'s' * (mistakes > 1)} in {total}", int(wrong[row, column])
+    if most == 1:
+        return head
+    return f"{head}: most often {classes[row]} taken for {classes[column]}, {most} times"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
+import torch
 
 from volution._support.names import unknown
 
@@ -75,7 +76,7 @@ class TrainConfig:
         """Raise ``ValueError`` for a setting that cannot work."""
         from timm.optim import list_optimizers
 
-        least = {"epochs": 1, "batch_size": 1, "warmup_epochs": 0, "workers": 0, "seed": 0}
+        least = {"epochs": 1, "batch_size": 2, "warmup_epochs": 0, "workers": 0, "seed": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
@@ -86,6 +87,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda: there is no CUDA device here; choose cpu or auto")
         optimizers = [str(name) for name in list_optimizers()]
         if self.optimizer not in optimizers:
             raise ValueError(unknown("optimizer", self.optimizer, optimizers))

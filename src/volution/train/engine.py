@@ -25,14 +25,8 @@ __all__ = ["Run"]
 
 # Harmless, and nothing a user could act on.
 _KNOWN_WARNINGS = (
-    # We call timm's schedulers ourselves, with Lightning's step count.
-    r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",
     # The number of reading processes is the user's choice; 0 is right for small data.
     r".*does not have many workers.*",
-    # Small datasets have short epochs.
-    r".*The number of training batches.*is smaller than the logging interval.*",
-    # Resuming writes into the folder it resumes from.
-    r".*Checkpoint directory .* exists and is not empty.*",
     # device="cpu" was asked for.
     r".*GPU available but not used.*",
     # Inside Lightning, with torch 2.10 and newer.
