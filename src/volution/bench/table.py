@@ -19,7 +19,7 @@ def show(record: dict[str, Any]) -> None:
     """Print one line for each case, and the machine's peaks they are held against."""
     peaks = record["peaks"]
     table = Table(box=None, pad_edge=False)
-    titles = ("case", "dtype", "pass", "ours", "peer", "faster", "spread", "copy", "GFLOP/s")
+    titles = ("case", "dtype", "pass", "ours", "peer", "faster", "spread", "eager", "copy", "GF/s")
     for title in titles:
         left = title in ("case", "dtype", "pass")
         table.add_column(title, justify="left" if left else "right", no_wrap=title != "case")
@@ -34,6 +34,7 @@ def show(record: dict[str, Any]) -> None:
             _time(result["peer_ms"]["median"]),
             f"{ratio['median']:.1f}x",
             f"{ratio['p10']:.0f}-{ratio['p90']:.0f}",
+            _eager(result),
             share,
             f"{result['gflops']:.0f}" if "gflops" in result else "",
         )
@@ -45,16 +46,22 @@ def show(record: dict[str, Any]) -> None:
                 f"{result['peer_peak_mib']:.0f} MiB, {100 * result['memory_share']:.0f} %"
             )
     out.print(
-        f"Milliseconds are medians; faster is the median of paired runs, spread its 10th to 90th\n"
-        f"percentile; copy is the share of this machine's copy bandwidth, "
-        f"{peaks['copy_gbps']:.1f} GB/s. Its\nmatrix products reach "
-        f"{peaks['gemm_gflops_float32']:.0f} GFLOP/s. The peer is the fastest plain PyTorch form."
+        "Milliseconds are medians; faster: median of paired runs against the fastest plain form,\n"
+        "spread its 10th to 90th percentile; eager: against the fastest eager form; copy: share\n"
+        f"of this machine's copy bandwidth, {peaks['copy_gbps']:.1f} GB/s. Its matrix products "
+        f"reach {peaks['gemm_gflops_float32']:.0f} GFLOP/s."
     )
 
 
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "forward": "fwd"} | {
     "backward": "bwd"
 }
+
+
+def _eager(result: dict[str, Any]) -> str:
+    """How many times faster than the peer's fastest eager form."""
+    ratios = [p["ratio"]["median"] for p in result.get("peers", []) if p["peer"].endswith("eager")]
+    return f"{ratios[0]:.0f}x" if ratios else ""
 
 
 def _time(milliseconds: float) -> str:

@@ -123,8 +123,12 @@ static void V(dense_rows)(const window *g, const V(elem) * q, const V(elem) * x,
     for (int64_t col = 0; col < g->w; col += STRIP)
         for (int64_t group = 0; group < g->G; group++) {
             const int64_t c = group * g->cg;
-            for (int64_t r = top; r < bottom; r++)
-                V(transpose_row)(g, x + r * g->full.row + c, col - reach, scratch + (r - top) * size);
+            for (int64_t r = top; r < bottom; r++) {
+                const V(elem) *line = x + r * g->full.row + c;
+                V(transpose_row)(g, line, col - reach, scratch + (r - top) * size);
+                prefetch_pixels(line + (col + STRIP + reach) * g->full.col,
+                                g->full.col * sizeof *x, g->cg * sizeof *x, STRIP, 0);
+            }
             for (int64_t r = row; r < end; r++) {
                 const float *lines[MAX_SIDE];
                 for (int64_t u = 0; u < g->side; u++) {
@@ -132,10 +136,15 @@ static void V(dense_rows)(const window *g, const V(elem) * q, const V(elem) * x,
                     const int inside = source >= 0 && source < g->H;
                     lines[u] = inside ? scratch + (source - top) * size : zeros;
                 }
+                const int count = (int)min64(STRIP, g->w - col);
+                V(elem) *out = k + r * g->kernel.row + col * g->kernel.col + group * g->D;
+                if (r + 1 < end)
+                    prefetch_pixels(out + g->kernel.row, g->kernel.col * sizeof *k,
+                                    g->D * sizeof *k, count, 1);
+                prefetch_pixels(q + r * g->small.row + (col + STRIP) * g->small.col + c,
+                                g->small.col * sizeof *q, g->cg * sizeof *q, STRIP, 0);
                 V(dense_pixels)(q + r * g->small.row + col * g->small.col + c, g->small.col, lines,
-                                min64(STRIP, g->w - col), g->cg,
-                                k + r * g->kernel.row + col * g->kernel.col + group * g->D,
-                                g->kernel.col, g->side);
+                                count, g->cg, out, g->kernel.col, g->side);
             }
         }
 }

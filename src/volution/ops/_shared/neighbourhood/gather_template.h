@@ -145,6 +145,8 @@ static void V(gather_rows)(const window *g, const V(elem) * x, const V(elem) * k
             for (int64_t r = row; r < end; r++) {
                 int64_t k_step;
                 const V(elem) *own = k + r * g->kernel.row + col * g->kernel.col + group * g->D;
+                prefetch_pixels(own + tile * g->kernel.col, g->kernel.col * sizeof *own,
+                                g->D * sizeof *own, tile, 0);
                 const V(acc) *taps = V(taps)(own, g->kernel.col, g->D, tile, scratch, &k_step);
                 V(elem) *line = y + r * g->small.row;
                 for (int64_t c = group * g->cg, stop = c + g->cg; c < stop;) {

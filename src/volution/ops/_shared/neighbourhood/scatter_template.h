@@ -93,7 +93,7 @@ SCATTER_TILE(last, 1, 1)
 /* Rows [row, end) of one image; x, k and y are the image's. */
 static void V(scatter_rows_dense)(const window *g, const V(elem) * x, const V(elem) * k,
                                   V(elem) * y, int64_t row, int64_t end) {
-    const int64_t paired = 2 / PARTS * UNIT;
+    const int64_t paired = 2 / PARTS * UNIT, reach = g->side / 2;
     const int tile = g->W >= 4 ? 4 : 1;
     for (int64_t start = 0; start < g->W; start += tile) {
         /* The last tile is moved back to end with the row; what it computes again is the same. */
@@ -102,6 +102,10 @@ static void V(scatter_rows_dense)(const window *g, const V(elem) * x, const V(el
             for (int64_t r = row; r < end; r++) {
                 const V(elem) *taps = k + group * g->D;
                 V(elem) *line = y + r * g->full.row;
+                /* What the next tile adds: the pixels behind this one's reach, lowest row. */
+                const int64_t low = min64(r + reach, g->h - 1), right = col + tile + reach;
+                prefetch_pixels(taps + low * g->kernel.row + right * g->kernel.col,
+                                g->kernel.col * sizeof *k, g->D * sizeof *k, tile, 0);
                 for (int64_t c = group * g->cg, stop = c + g->cg; c < stop;) {
                     if (tile == 1) {
                         V(scatter_tile_last)(g, x + c, taps, line + c, r, col);
