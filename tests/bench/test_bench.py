@@ -72,7 +72,7 @@ class TestRun:
             for direction in ("forward", "backward")
         ]
         assert all(r["ratio"]["median"] > 0 and r["gbps"] > 0 for r in record["results"])
-        assert "involution2d 32x6x6" in capsys.readouterr().out
+        assert "involution 32x6²" in capsys.readouterr().out
 
     def test_nothing_is_timed_or_written_if_a_contestant_is_wrong(self, tmp_path, monkeypatch):
         monkeypatch.setattr(

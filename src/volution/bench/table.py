@@ -19,9 +19,9 @@ def show(record: dict[str, Any]) -> None:
     """Print one line for each case, and the machine's peaks they are held against."""
     peaks = record["peaks"]
     table = Table(box=None, pad_edge=False)
-    titles = ("case", "dtype", "pass", "ours", "peer", "faster", "spread", "eager", "copy", "GF/s")
+    titles = ("case", "", "pass", "ours", "peer", "faster", "spread", "eager", "copy", "GF/s")
     for title in titles:
-        left = title in ("case", "dtype", "pass")
+        left = title in ("case", "", "pass")
         table.add_column(title, justify="left" if left else "right", no_wrap=title != "case")
     for result in record["results"]:
         ratio = result["ratio"]
@@ -46,10 +46,11 @@ def show(record: dict[str, Any]) -> None:
                 f"{result['peer_peak_mib']:.0f} MiB, {100 * result['memory_share']:.0f} %"
             )
     out.print(
-        "Milliseconds are medians; faster: median of paired runs against the fastest plain form,\n"
-        "spread its 10th to 90th percentile; eager: against the fastest eager form; copy: share\n"
-        f"of this machine's copy bandwidth, {peaks['copy_gbps']:.1f} GB/s. Its matrix products "
-        f"reach {peaks['gemm_gflops_float32']:.0f} GFLOP/s."
+        "Milliseconds are medians. faster: median of paired runs against the fastest\n"
+        "plain form; spread: its 10th to 90th percentile; eager: against the fastest\n"
+        "eager form; copy: share of this machine's copy bandwidth, "
+        f"{peaks['copy_gbps']:.1f} GB/s.\n"
+        f"Matrix products reach {peaks['gemm_gflops_float32']:.0f} GFLOP/s here."
     )
 
 

@@ -44,7 +44,7 @@ def measure(
     for dtype in dtypes:
         for channels, side in STAGES:
             x, kernel, grad = _operands(device, dtype, batch, channels, side)
-            name = f"involution2d {channels}x{side}x{side}"
+            name = f"involution {channels}x{side}²"
             check(x, kernel, grad)
             for direction in ("forward", "backward"):
                 ours = _work(involution2d, x, kernel, grad, direction)
