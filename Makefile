@@ -39,7 +39,7 @@ lint: setup  ## Check style, types and the direction of imports.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup  ## Measure operators and networks on this machine; about 25 minutes.
+bench: setup  ## Measure operators and networks on this machine.
 	$(BIN)/volution bench ops
 	$(BIN)/volution bench models
 
