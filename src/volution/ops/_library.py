@@ -53,6 +53,7 @@ class Operator:
     native: Callable[..., Tensor]
     triton_module: str
     native_dtypes: frozenset[torch.dtype]
+    tensors: int = 2
     # Filled at the first CUDA call: importing triton takes longer than importing volution.
     triton: Callable[..., Tensor] | None = field(default=None)
 
@@ -101,13 +102,18 @@ def register(
     triton_module: str,
     native_dtypes: Sequence[torch.dtype],
     fake: Callable[..., Tensor],
-    backward: Callable[..., tuple[Tensor | None, Tensor | None]],
+    backward: Callable[..., tuple[Tensor | None, ...]],
     flops: Callable[..., int],
+    tensors: int = 2,
+    tangents: Callable[..., list[Tensor]] | None = None,
+    vmap: Callable[..., tuple[Tensor, int]] | None = None,
 ) -> torch._ops.OpOverload:
-    """Declare a bilinear operator of two tensors and give every device its kernel.
+    """Declare an operator and give every device its kernel.
+
+    Without ``tangents`` and ``vmap`` it must be bilinear in two tensors of equal batch size.
 
     Args:
-        schema: The operator without its namespace; its first two arguments are tensors.
+        schema: The operator without its namespace; its tensors come first.
         check: Raises for arguments the operator does not take; called before every kernel.
         reference: Plain PyTorch, the specification.
         native: Calls the compiled CPU library; used for ``native_dtypes`` only.
@@ -115,9 +121,12 @@ def register(
             the first CUDA call.
         native_dtypes: Dtypes the CPU library computes.
         fake: Returns an empty output of the right shape and strides.
-        backward: ``(grad, needs, first, second, *rest)`` to the two gradients; ``needs`` says
-            which of them are wanted.
+        backward: ``(grad, needs, *tensors, *rest)`` to a gradient for each tensor; ``needs``
+            says which of them are wanted.
         flops: Operations, for :class:`torch.utils.flop_counter.FlopCounterMode`.
+        tensors: How many of the arguments are tensors; all but the first may be None.
+        tangents: ``(tangents, *args)`` to the summands of the output's tangent, for forward mode.
+        vmap: The batching rule, as :func:`torch.library.register_vmap` takes it.
 
     Returns:
         The overload to call.
@@ -125,7 +134,9 @@ def register(
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     overload: torch._ops.OpOverload = getattr(torch.ops.volution, name).default
-    operator = Operator(name, check, reference, native, triton_module, frozenset(native_dtypes))
+    operator = Operator(
+        name, check, reference, native, triton_module, frozenset(native_dtypes), tensors
+    )
     _OPERATORS[name] = operator
     _LIBRARY.impl(name, operator.cpu, "CPU")
     _LIBRARY.impl(name, operator.cuda, "CUDA")
@@ -136,10 +147,12 @@ def register(
         return fake(*args)
 
     torch.library.register_fake(f"volution::{name}", checked_fake, lib=_LIBRARY)
-    torch.library.register_vmap(f"volution::{name}", _vmap_rule(overload), lib=_LIBRARY)
-    _LIBRARY.impl(name, _autograd_rule(overload, operator, backward), "Autograd", with_keyset=True)
+    torch.library.register_vmap(f"volution::{name}", vmap or _vmap_rule(overload), lib=_LIBRARY)
+    forward_mode = tangents or _bilinear_tangents(overload)
+    autograd = _autograd_rule(overload, operator, backward, forward_mode)
+    _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
     for device in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, _autocast_rule(overload, device), f"Autocast{device}")
+        _LIBRARY.impl(name, _autocast_rule(overload, device, tensors), f"Autocast{device}")
     register_flop_formula(getattr(torch.ops.volution, name))(flops)
     return overload
 
@@ -153,10 +166,28 @@ def register_composite(schema: str, function: Callable[..., Tensor]) -> None:
     _LIBRARY.impl(schema.partition("(")[0], function, "CompositeImplicitAutograd")
 
 
+def _bilinear_tangents(overload: Any) -> Callable[..., list[Tensor]]:
+    """Return the forward-mode rule of an operator that is linear in each of two tensors."""
+
+    def tangents(moved: Sequence[Tensor | None], first: Tensor, second: Tensor, *rest: Any) -> Any:
+        parts = []
+        if moved[0] is not None:
+            parts.append(overload(moved[0], second, *rest))
+        if moved[1] is not None:
+            parts.append(overload(first, moved[1], *rest))
+        return parts
+
+    return tangents
+
+
 def _autograd_rule(
-    overload: Any, operator: Operator, backward: Callable[..., Any]
+    overload: Any,
+    operator: Operator,
+    backward: Callable[..., Any],
+    tangents: Callable[..., list[Tensor]],
 ) -> Callable[..., Tensor]:
-    """Build the Autograd kernel of a bilinear operator, in reverse and in forward mode."""
+    """Build the Autograd kernel of an operator, in reverse and in forward mode."""
+    count = operator.tensors
     # Where no mode or tracer stands between, the dispatcher would come straight back to Python:
     # going there directly saves a third of the cost of a call.
     direct = {torch._C.DispatchKey.CPU: operator.cpu, torch._C.DispatchKey.CUDA: operator.cuda}
@@ -171,7 +202,7 @@ def _autograd_rule(
         return result
 
     # Single level: by the time this key runs, functorch has taken the other levels off already.
-    class Bilinear(_SingleLevelFunction):
+    class Recorded(_SingleLevelFunction):
         @staticmethod
         def forward(keyset: Any, saved: Any, *args: Any) -> Tensor:
             # Nested functorch transforms record their own level further down; autograd.Function
@@ -181,34 +212,34 @@ def _autograd_rule(
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            _, saved, _, _, *ctx.rest = inputs
+            _, saved, *args = inputs
+            ctx.rest = args[count:]
             ctx.save_for_backward(*saved)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            grads = backward(grad, ctx.needs_input_grad[2:4], *ctx.saved_tensors, *ctx.rest)
+            needs = ctx.needs_input_grad[2 : 2 + count]
+            grads = backward(grad, needs, *ctx.saved_tensors, *ctx.rest)
             return None, None, *grads, *(None for _ in ctx.rest)
 
-    def reverse(keyset: Any, saved: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
-        if torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
+    def reverse(keyset: Any, saved: Any, *args: Any) -> Tensor:
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args[:count]):
             with enable_single_level_autograd_function():
-                result: Tensor = Bilinear.apply(keyset, saved, first, second, *rest)  # type: ignore[attr-defined]
+                result: Tensor = Recorded.apply(keyset, saved, *args)  # type: ignore[attr-defined]
             return result
-        return below(keyset, first, second, *rest)
+        return below(keyset, *args)
 
-    def rule(keyset: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    def rule(keyset: Any, *args: Any) -> Tensor:
+        saved = args[:count]
         if forward_ad._current_level < 0:
-            return reverse(keyset, (first, second), first, second, *rest)
+            return reverse(keyset, saved, *args)
         # By hand: the jvp of an autograd.Function runs with forward mode switched off, which
         # drops the outer derivative where jvp is nested in jvp. Saving the dual tensors keeps
         # the tangents of the backward pass.
-        (a, da), (b, db) = forward_ad.unpack_dual(first), forward_ad.unpack_dual(second)
-        output = reverse(keyset, (first, second), a, b, *rest)
-        parts = []
-        if da is not None:
-            parts.append(overload(da, b, *rest))
-        if db is not None:
-            parts.append(overload(a, db, *rest))
+        pairs = [(x, None) if x is None else forward_ad.unpack_dual(x) for x in saved]
+        primals, rest = [primal for primal, _ in pairs], args[count:]
+        output = reverse(keyset, saved, *primals, *rest)
+        parts = tangents([tangent for _, tangent in pairs], *primals, *rest)
         if not parts:
             return output
         dual: Tensor = forward_ad.make_dual(output, sum(parts[1:], parts[0]))
@@ -217,15 +248,15 @@ def _autograd_rule(
     return rule
 
 
-def _autocast_rule(overload: Any, device: str) -> Callable[..., Tensor]:
+def _autocast_rule(overload: Any, device: str, count: int) -> Callable[..., Tensor]:
     """Build the Autocast kernel: operands go to the autocast dtype, as those of a convolution."""
     key = getattr(torch._C.DispatchKey, f"Autocast{device}")
     excluded = torch._C.DispatchKeySet(key)
 
-    def rule(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+    def rule(*args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device.lower())
         with torch._C._ExcludeDispatchKeyGuard(excluded):
-            result: Tensor = overload(_cast(first, dtype), _cast(second, dtype), *rest)
+            result: Tensor = overload(*(_cast(x, dtype) for x in args[:count]), *args[count:])
         return result
 
     return rule
@@ -246,23 +277,24 @@ def _vmap_rule(overload: Any) -> Callable[..., tuple[Tensor, int]]:
     return rule
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     # float64 is left alone, as in PyTorch's own rules.
-    if tensor.is_floating_point() and tensor.dtype != torch.float64:
+    if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64:
         return tensor.to(dtype)
     return tensor
 
 
-def call(overload: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+def call(overload: Any, *args: Any) -> Tensor:
     """Call an operator: through the dispatcher, or as plain PyTorch where that is asked for."""
     if _forced == "plain" or torch.compiler.is_exporting():
         operator = _OPERATORS[overload._schema.name.removeprefix("volution::")]
-        if torch.is_autocast_enabled(first.device.type):
-            dtype = torch.get_autocast_dtype(first.device.type)
-            first, second = _cast(first, dtype), _cast(second, dtype)
-        operator.check(first, second, *rest)
-        return operator.reference(first, second, *rest)
-    result: Tensor = overload(first, second, *rest)
+        device = args[0].device.type
+        if torch.is_autocast_enabled(device):
+            dtype, count = torch.get_autocast_dtype(device), operator.tensors
+            args = (*(_cast(x, dtype) for x in args[:count]), *args[count:])
+        operator.check(*args)
+        return operator.reference(*args)
+    result: Tensor = overload(*args)
     return result
 
 
