@@ -7,8 +7,10 @@ import pytest
 import volution
 
 OPS = {
+    "DepthwiseConv2d",
     "Involution2d",
     "correlate",
+    "depthwise_conv2d",
     "gather",
     "involution2d",
     "reference_ops",

@@ -1,12 +1,15 @@
 """Spatial operators: each as a function, a module, a reference and its kernels."""
 
 from volution.ops._library import reference_ops, report
+from volution.ops._shared.depthwise import DepthwiseConv2d, depthwise_conv2d
 from volution.ops._shared.neighbourhood import correlate, gather, scatter, window_offsets
 from volution.ops.involution import Involution2d, involution2d
 
 __all__ = [
+    "DepthwiseConv2d",
     "Involution2d",
     "correlate",
+    "depthwise_conv2d",
     "gather",
     "involution2d",
     "reference_ops",

@@ -62,3 +62,10 @@ def check_size(name: str, tensor: Tensor, expected: Sequence[int], layout: str) 
         raise ValueError(
             f"{name} must have shape ({layout}) = {tuple(expected)}, got {tuple(tensor.shape)}"
         )
+
+
+def check_one_of(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}")

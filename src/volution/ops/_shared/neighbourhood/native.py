@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from volution.ops import _native
-from volution.ops._shared.neighbourhood.layout import empty_kernel, empty_map, pixel_major
+from volution.ops._shared.layout import empty_kernel, empty_map, pixel_major
 
 
 def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:

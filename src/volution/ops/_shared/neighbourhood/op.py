@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from volution.ops import _checks, _library, _native
+from volution.ops._shared.layout import empty_kernel, empty_map
 from volution.ops._shared.neighbourhood import native, reference
-from volution.ops._shared.neighbourhood.layout import empty_kernel, empty_map
 
 _TRITON = "volution.ops._shared.neighbourhood.triton_kernels"
 

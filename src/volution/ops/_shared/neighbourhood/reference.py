@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from volution.ops._shared.neighbourhood.layout import format_of, is_channels_last, pixel_major
+from volution.ops._shared.layout import format_of, is_channels_last, pixel_major
 
 
 def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:

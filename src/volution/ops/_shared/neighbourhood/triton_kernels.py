@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from volution.ops._shared.neighbourhood.layout import empty_kernel, empty_map
+from volution.ops._shared.layout import empty_kernel, empty_map
 from volution.ops._shared.neighbourhood.triton_plan import Plan
 
 

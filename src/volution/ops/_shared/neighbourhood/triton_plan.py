@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volution.ops._shared.neighbourhood.layout import is_channels_last
+from volution.ops._shared.layout import is_channels_last
 
 _WIDEST_WINDOW = 15
 _INT32_LIMIT = 2**31
