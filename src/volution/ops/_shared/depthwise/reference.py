@@ -77,7 +77,7 @@ def depthwise_conv2d_weight(
         x, y = (z.reshape(1, n * c, *z.shape[2:]) for z in (x, y))
     channels = x.shape[1]
     weight_size = (channels, 1, kernel_size, kernel_size)
-    out = conv2d_weight(x, weight_size, y, groups=channels, **settings)
+    out: Tensor = conv2d_weight(x, weight_size, y, groups=channels, **settings)
     return out.reshape(shape).to(input.dtype)
 
 
