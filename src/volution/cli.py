@@ -41,14 +41,20 @@ def list_(pattern: str = "*", *, json: bool = False) -> int:
     return show_models(pattern, as_json=json)
 
 
-def info(*, json: bool = False) -> int:
-    """Show versions, machine, and which kernel every operator gets here.
+def info(name: str | None = None, *, image_size: int | None = None, json: bool = False) -> int:
+    """Show versions, machine, and which kernel every operator gets here; or what a network costs.
 
     Args:
+        name: A network, to show its parameters, multiplications, stages and input instead.
+        image_size: Side of the image to count for; the network's own if not given.
         json: Write JSON.
     """
-    from volution.report.terminal import show_environment
+    from volution.report.terminal import show_environment, show_network
 
+    if name is not None:
+        return show_network(name, image_size, as_json=json)
+    if image_size is not None:
+        raise ValueError("image_size goes with a network: volution info NAME --image_size 384")
     return show_environment(as_json=json)
 
 
@@ -211,7 +217,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
 
 
 # Given by their place, not by a name.
-_POSITIONAL = ("checkpoint", "images", "pattern", "what")
+_POSITIONAL = ("checkpoint", "images", "name", "pattern", "what")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,15 +1,19 @@
-"""Pictures of what a network learned and how: SVG in bytes, for files and reports."""
+"""What a network costs, and pictures of what it learned and how: SVG in bytes."""
 
 from volution.analysis.confusion import confusion_picture
+from volution.analysis.cost import Cost, Stage, network_cost
 from volution.analysis.curves import curves_picture
 from volution.analysis.kernels import KernelMaps, kernel_maps, kernels_picture
 from volution.analysis.samples import samples_picture
 
 __all__ = [
+    "Cost",
     "KernelMaps",
+    "Stage",
     "confusion_picture",
     "curves_picture",
     "kernel_maps",
     "kernels_picture",
+    "network_cost",
     "samples_picture",
 ]
