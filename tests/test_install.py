@@ -36,6 +36,7 @@ def test_without_a_compiler_the_install_succeeds_on_the_reference(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert not list(site.rglob("*volution_cpu*"))
+    assert (site / "volution/train/recipes/van_imagenet.yaml").is_file()
 
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(site)],

@@ -23,6 +23,7 @@ from volution._support.console import log, out
 from volution._support.extras import MissingExtra
 from volution._support.names import unknown
 from volution.train import TrainConfig, TrainResult
+from volution.train.config import find_config, recipes
 
 __all__ = ["main"]
 
@@ -269,12 +270,21 @@ def _parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
+class _ConfigFile(jsonargparse.ActionConfigFile):
+    """A configuration file, by its path or as the name of a recipe."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        super().__call__(parser, cfg, str(find_config(values)), option_string)
+
+
 def _add_arguments(
     parser: jsonargparse.ArgumentParser, function: Callable[..., int], texts: dict[str, str]
 ) -> None:
     """Add a function's arguments; lists and switches are written as people expect them."""
     if function is train:
-        parser.add_argument("--config", action="config", help="YAML file of settings.")
+        known = ", ".join(recipes())
+        about = f"YAML file of settings, or the name of a recipe: {known}."
+        parser.add_argument("--config", action=_ConfigFile, help=about)
         parser.add_class_arguments(TrainConfig, as_group=False)
         parser.add_function_arguments(function, as_group=False, skip={"config"})
         return

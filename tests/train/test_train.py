@@ -52,7 +52,7 @@ def test_the_run_folder_tells_the_whole_story(finished):
     assert [float(row["val_top1"]) for row in rows] == [r["val_top1"] for r in result.history]
     made_with = json.loads((result.folder / "environment.json").read_text())
     assert made_with["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert made_with["kernels"][0]["operator"] == "gather"
+    assert "gather" in {kernel["operator"] for kernel in made_with["kernels"]}
 
 
 def test_the_best_weights_are_those_that_scored_best(finished):

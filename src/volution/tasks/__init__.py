@@ -1,6 +1,6 @@
 """A backbone and a head, and what it means for them to be right: image classification so far."""
 
-from volution.tasks.checkpoint import Classifier, load_classifier, save_classifier
+from volution.tasks.checkpoint import Classifier, load_classifier, save_classifier, start_from
 from volution.tasks.classification import Accuracy, create_model, input_config
 
 __all__ = [
@@ -10,4 +10,5 @@ __all__ = [
     "input_config",
     "load_classifier",
     "save_classifier",
+    "start_from",
 ]

@@ -15,7 +15,7 @@ from volution import hub, models
 from volution.data import InputConfig
 from volution.tasks.classification import create_model, input_config
 
-__all__ = ["Classifier", "load_classifier", "save_classifier"]
+__all__ = ["Classifier", "load_classifier", "save_classifier", "start_from"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,27 @@ def load_classifier(path: str | os.PathLike[str], model: str | None = None) -> C
     )
     models.load_official(net, weights)
     return Classifier(net.eval(), metadata["model"], classes, config, args)
+
+
+def start_from(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a file's weights into a network that is about to be trained further.
+
+    Args:
+        model: The network. Its classifier stays as it is where the file has none, or one of
+            another number of classes.
+        path: A checkpoint, ours or the authors'.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or of another architecture; the network is then as it was.
+    """
+    state = models.official.official_state(hub.read_checkpoint(path), model)
+    classifier = model.get_classifier()  # type: ignore[operator]
+    prefix = next(name for name, module in model.named_modules() if module is classifier)
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(f"{prefix}.")}
+    if any(key not in state or state[key].shape != own[key].shape for key in own):
+        state.update(own)
+    models.load_official(model, state)
 
 
 def _metadata(path: Path) -> dict[str, str]:

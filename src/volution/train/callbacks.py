@@ -33,7 +33,9 @@ class History(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, index: int
     ) -> None:
         # Now, not after the epoch: the schedule is then a step ahead.
-        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+        group = trainer.optimizers[0].param_groups[0]
+        # With layer decay the first group is that of the first layers, slowed down most.
+        self._lr = group["lr"] / group.get("lr_scale", 1.0)
         self._images += len(batch.labels)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import nn
 
 from volution import data, tasks
 from volution.train import folder as run_folder
@@ -33,6 +34,8 @@ _KNOWN_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*",
     # Batches of unreadable images are skipped, and reported at the end.
     r".*`training_step` returned `None`.*",
+    # The averaged weights are never trained.
+    r"Found \d+ module\(s\) in eval mode at the start of training.*",
 )
 
 
@@ -49,19 +52,17 @@ class Run:
         """Read the data's list and make the network; nothing is written."""
         images = data.load(config.data)
         torch.manual_seed(config.seed)
-        net = tasks.create_model(
-            config.model,
-            num_classes=len(images.classes),
-            in_chans=images.channels,
-            pretrained=config.pretrained,
-            model_args=config.model_args,
-        ).to(memory_format=torch.channels_last)
+        net = _network(config, images)
         inputs = tasks.input_config(net, images, config.image_size)
+        if config.crop_pct is not None:
+            inputs = replace(inputs, crop_pct=config.crop_pct)
         augmentation = replace(
             images.augmentation,
             auto_augment=config.auto_augment,
             random_erasing=config.random_erasing,
         )
+        if config.crop_scale is not None:
+            augmentation = replace(augmentation, scale=(config.crop_scale, 1.0))
         size, workers = config.batch_size, config.workers
         train_loader = data.loader(
             images.train,
@@ -89,7 +90,8 @@ class Run:
         if resume is not None:
             _check_readable(resume)
         history = History(folder / run_folder.METRICS)
-        keep = Checkpoints(folder / run_folder.LAST, folder / run_folder.BEST, self.classifier)
+        judged = replace(self.classifier, model=self.module.judged)
+        keep = Checkpoints(folder / run_folder.LAST, folder / run_folder.BEST, judged)
         own: list[Callback] = [history, keep]
         if show_progress:
             images = len(self.module.loaders[0]) * self.config.batch_size
@@ -99,6 +101,9 @@ class Run:
                 accelerator={"cuda": "gpu"}.get(self.config.device, self.config.device),
                 devices=1,
                 max_epochs=self.config.epochs,
+                precision="bf16-mixed" if self.config.precision == "bf16" else "32-true",
+                accumulate_grad_batches=self.config.accumulate,
+                gradient_clip_val=self.config.clip_grad,
                 default_root_dir=folder,
                 callbacks=[*own, *callbacks],
                 logger=False,
@@ -109,6 +114,22 @@ class Run:
             )
             trainer.fit(self.module, ckpt_path=resume, weights_only=True)
         return TrainResult(folder, keep.best_top1, history.rows, list(self.module.broken))
+
+
+def _network(config: TrainConfig, images: data.ImageData) -> nn.Module:
+    model_args = dict(config.model_args)
+    if config.drop_path_rate is not None:
+        model_args["drop_path_rate"] = config.drop_path_rate
+    net = tasks.create_model(
+        config.model,
+        num_classes=len(images.classes),
+        in_chans=images.channels,
+        pretrained=config.pretrained,
+        model_args=model_args,
+    )
+    if config.weights is not None:
+        tasks.start_from(net, config.weights)
+    return net.to(memory_format=torch.channels_last)
 
 
 def _check_readable(checkpoint: Path) -> None:

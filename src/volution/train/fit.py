@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,5 +105,6 @@ def resume(
     with needs("train"):
         from volution.train import engine
     config.check()
-    run = engine.Run.build(config)
+    # All weights come from the checkpoint; the file they started from may be gone.
+    run = engine.Run.build(replace(config, weights=None))
     return run.fit(folder, resume=last, show_progress=show_progress, callbacks=callbacks)

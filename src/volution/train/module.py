@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler.scheduler_factory import create_scheduler_v2
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -28,6 +32,10 @@ class ClassificationModule(LightningModule):
         num_classes: Classes to tell apart.
         train_loader: Batches to learn from, shuffled.
         val_loader: Batches to measure with.
+
+    Attributes:
+        average: The moving average of the weights, if there is one.
+        judged: What is measured and kept: the average where there is one, or the network.
     """
 
     def __init__(
@@ -45,10 +53,27 @@ class ClassificationModule(LightningModule):
         self.loaders = train_loader, val_loader
         self.accuracy = Accuracy(num_classes)
         self.broken: dict[str, None] = {}  # a set that keeps its order
+        self.average: ModelEmaV3 | None = None
+        if config.ema_decay is not None:
+            self.average = ModelEmaV3(model, decay=config.ema_decay)
+            self.average.requires_grad_(False)
+        self.mix: Mixup | None = None
+        if config.mixup or config.cutmix:
+            self.mix = Mixup(
+                config.mixup,
+                config.cutmix,
+                label_smoothing=config.label_smoothing,
+                num_classes=num_classes,
+            )
+
+    @property
+    def judged(self) -> nn.Module:
+        return self.model if self.average is None else self.average.module
 
     def forward(self, images: Tensor) -> Tensor:
+        model = self.model if self.training else self.judged
         # The compiled kernels and oneDNN both work best on channels-last.
-        logits: Tensor = self.model(images.to(memory_format=torch.channels_last))
+        logits: Tensor = model(images.to(memory_format=torch.channels_last))
         return logits
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -63,15 +88,15 @@ class ClassificationModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # Dropout draws anew in each epoch, whatever came before: a resumed run repeats it.
-        torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)
+        seed = self.config.seed * 100_003 + self.current_epoch
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - what timm mixes with
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
         self.broken.update(dict.fromkeys(batch.broken))
         if len(batch.labels) < 2:  # too few are readable for batch statistics
             return None
-        loss = cross_entropy(
-            self(batch.images), batch.labels, label_smoothing=self.config.label_smoothing
-        )
+        loss = self._loss(batch.images, batch.labels)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}; lower the learning "
@@ -79,6 +104,20 @@ class ClassificationModule(LightningModule):
             )
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch.labels))
         return loss
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self.mix is None:
+            smoothing = self.config.label_smoothing
+            return cross_entropy(self(images), labels, label_smoothing=smoothing)
+        # Unreadable images can leave an odd number, of which one finds no partner.
+        even = len(labels) - len(labels) % 2
+        mixed, targets = self.mix(images[:even], labels[:even])
+        return cross_entropy(self(mixed), targets)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.model)
 
     def on_validation_epoch_start(self) -> None:
         self.accuracy = Accuracy(self.num_classes)
@@ -98,23 +137,30 @@ class ClassificationModule(LightningModule):
     def configure_optimizers(self) -> Any:
         config = self.config
         optimizer = create_optimizer_v2(
-            self.model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay
+            self.model,
+            opt=config.optimizer,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
         )
+        falling = config.epochs - config.cooldown_epochs
         schedules: dict[str, tuple[str, dict[str, Any]]] = {
             "cosine": ("cosine", {}),
             "linear": ("poly", {"decay_rate": 1.0}),  # the power of the polynomial
-            "step": ("step", {"decay_epochs": max(1.0, config.epochs / 3), "decay_rate": 0.1}),
+            "step": ("step", {"decay_epochs": max(1.0, falling / 3), "decay_rate": 0.1}),
             "constant": ("step", {"decay_epochs": 1, "decay_rate": 1.0}),
         }
         name, extra = schedules[config.schedule]
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=name,
-            num_epochs=config.epochs,
-            warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
-            warmup_lr=config.lr / 100,
+            num_epochs=falling,
+            min_lr=config.min_lr,
+            warmup_epochs=min(config.warmup_epochs, falling - 1),
+            warmup_lr=config.lr / 100 if config.warmup_lr is None else config.warmup_lr,
             step_on_epochs=False,
-            updates_per_epoch=len(self.loaders[0]),
+            updates_per_epoch=math.ceil(len(self.loaders[0]) / config.accumulate),
             **extra,
         )
         return {
