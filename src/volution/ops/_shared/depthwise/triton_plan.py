@@ -17,8 +17,8 @@ from volution.ops._shared.tiles import INT32_LIMIT, blocks, needs_64_bits, power
 
 # Columns of a window that are unrolled; wider windows loop over them.
 _UNROLLED = 7
-# Values of a tile: 16 for each of 128 threads.
-_TILE = 2048
+# Values of a tile: 16 for each of 128 threads, half of that where each is loaded by itself.
+_TILE, _TILE_CONTIGUOUS = 2048, 1024
 # Products that a program of the weight's gradient keeps apart before it sums them.
 _PRODUCTS = 4096
 # Columns of the window that such a program takes at once.
@@ -125,12 +125,12 @@ def tile(channels: int, h: int, w: int, fast: bool) -> tuple[int, int, int]:
     - Contiguous: 32 columns are what a warp reads in one piece.
     """
     high, wide = power_of_2(h), power_of_2(w)
-    bc = min(power_of_2(channels), 32 if fast else 8)
-    bw = min(wide, 8 if fast else 32)
-    bh = min(high, 8)
+    values = _TILE if fast else _TILE_CONTIGUOUS
+    bc = min(power_of_2(channels), 32 if fast else 4)
+    bw, bh = min(wide, 8 if fast else 32), min(high, 8)
     # A flat map, or one of few channels, has room for more of what it does have.
-    bw = min(wide, max(bw, _TILE // 4 // (bh * bc)))
-    bc = min(power_of_2(channels), max(bc, min(64, _TILE // (bh * bw))))
+    bw = min(wide, max(bw, values // 4 // (bh * bc)))
+    bc = min(power_of_2(channels), max(bc, min(64, values // (bh * bw))))
     return bh, bw, bc
 
 
