@@ -23,6 +23,8 @@ from typing import Any
 import torch
 
 _NAMES = {"win32": "volution_cpu.dll", "darwin": "libvolution_cpu.dylib"}
+# The operands of a C kernel beside its output; those it does not have are NULL.
+_OPERANDS = 4
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 
 DTYPES = tuple(_DTYPE_CODES)
@@ -79,7 +81,7 @@ def int64_array(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
 @lru_cache(maxsize=64)
 def _function(name: str) -> Any:
     function = getattr(library, f"volution_{name}")
-    function.argtypes = [ctypes.c_void_p] * 5
+    function.argtypes = [ctypes.c_void_p] * (3 + _OPERANDS)
     function.restype = ctypes.c_int
     return function
 
@@ -88,14 +90,15 @@ def call(
     name: str,
     geometry: tuple[int, ...],
     offsets: Sequence[int],
-    first: torch.Tensor,
-    second: torch.Tensor,
+    operands: Sequence[torch.Tensor | None],
     out: torch.Tensor,
 ) -> None:
-    """Run one C kernel: its dtype and thread count, then ``geometry``, then three buffers."""
-    head = (_DTYPE_CODES[first.dtype], torch.get_num_threads(), *geometry)
+    """Run one C kernel: its dtype and thread count, then ``geometry``, then the buffers."""
+    head = (_DTYPE_CODES[out.dtype], torch.get_num_threads(), *geometry)
     # Locals keep the arrays alive for the length of the call, whatever the cache forgets.
     sizes, taps = int64_array(head), int64_array(tuple(offsets))
-    status = _function(name)(sizes, taps, first.data_ptr(), second.data_ptr(), out.data_ptr())
+    pointers = [None if x is None else x.data_ptr() for x in operands]
+    pointers += [None] * (_OPERANDS - len(pointers))
+    status = _function(name)(sizes, taps, *pointers, out.data_ptr())
     if status:
         raise MemoryError(f"volution::{name} could not allocate its scratch memory")

@@ -159,7 +159,7 @@ def _raw_gather(x: Tensor, kernel: Tensor) -> runner.Work:
     y = torch.empty_like(x)
     steps = [(t.stride(0), t.stride(-2), t.stride(-1)) for t in (x, y, k)]
     geometry = (n, c, h, w, groups, taps, h, w, 1, *steps[0], *steps[1], *steps[2])
-    return partial(_native.call, "gather", geometry, window_offsets(KERNEL_SIZE), x, k, y)
+    return partial(_native.call, "gather", geometry, window_offsets(KERNEL_SIZE), (x, k), y)
 
 
 def _bytes(x: Tensor, kernel: Tensor, direction: str) -> int:

@@ -88,7 +88,9 @@ EXPORT const char *volution_select_isa(const char *wanted) {
 
 #define KERNEL(kernel)                                                                            \
     EXPORT int volution_##kernel(const int64_t *sizes, const int64_t *offsets, const void *first, \
-                                 const void *second, void *out) {                                 \
-        return selected->kernels[SLOT_##kernel](sizes, offsets, first, second, out);              \
+                                 const void *second, const void *third, const void *fourth,       \
+                                 void *out) {                                                     \
+        return selected->kernels[SLOT_##kernel](sizes, offsets, first, second, third, fourth,     \
+                                                out);                                             \
     }
 #include "kernels.def"

@@ -80,6 +80,11 @@ ALWAYS_INLINE void V(store_lanes)(uint16_t *p, V(vec) value, int count) {
         for (int i = 0; i < count; i++) p[i] = rounded[i];
 }
 
+ALWAYS_INLINE void V(store_one)(uint16_t *p, float value) {
+    V(vec) v = {value};
+    *p = (uint16_t)((V(round)(v) >> 16)[0]);
+}
+
 ALWAYS_INLINE float V(widen)(uint16_t value) {
     uint32_t bits = (uint32_t)value << 16;
     float out;
@@ -95,6 +100,7 @@ ALWAYS_INLINE void V(store_lanes)(V(elem) * p, V(vec) value, int count) {
         for (int i = 0; i < count; i++) p[i] = value[i];
 }
 
+ALWAYS_INLINE void V(store_one)(V(elem) * p, V(acc) value) { *p = value; }
 ALWAYS_INLINE void V(load)(const V(elem) * p, V(vec) * out) { memcpy(out, p, BYTES); }
 ALWAYS_INLINE void V(store)(V(elem) * p, const V(vec) * in) { memcpy(p, in, BYTES); }
 

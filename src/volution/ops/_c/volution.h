@@ -1,8 +1,9 @@
 /* What every CPU kernel of volution shares: the call convention and the symbol names.
  *
- * A kernel is a C function  int name(sizes, offsets, first, second, out)
+ * A kernel is a C function  int name(sizes, offsets, first, second, third, fourth, out)
  *   sizes    int64: dtype code, threads, then what the kernel's own file documents
- *   offsets  int64: row and column of each tap, flat
+ *   offsets  int64: row and column of each tap, flat; empty where the kernel takes none
+ *   first .. fourth  the operands; NULL where there are fewer
  * and returns 0, or 1 when scratch memory could not be had. Kernels check no arguments: the
  * Python side does, before the call.
  *
@@ -21,11 +22,22 @@
 enum { DTYPE_F32 = 0, DTYPE_BF16 = 1, DTYPE_F64 = 2 };
 
 typedef int kernel_fn(const int64_t *sizes, const int64_t *offsets, const void *first,
-                      const void *second, void *out);
+                      const void *second, const void *third, const void *fourth, void *out);
 
 /* Keep p in a register of its own. Without it the compiler turns every step of an unrolled walk
  * into one more address held for the whole loop, runs out of registers and spills the sums. */
 #define KEEP(p) __asm__("" : "+r"(p))
+
+/* Bytes of this instruction set's widest vectors; the build may ask for others. */
+#ifndef VOLUTION_VECTOR_BYTES
+#if defined(__AVX512F__)
+#define VOLUTION_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VOLUTION_VECTOR_BYTES 32
+#else
+#define VOLUTION_VECTOR_BYTES 16
+#endif
+#endif
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 

@@ -1,9 +1,126 @@
-"""Hand the three operators to the compiled CPU library."""
+"""Hand the three operators to the compiled CPU library.
 
-from volution.ops._shared.depthwise.reference import (
-    depthwise_conv2d,
-    depthwise_conv2d_input,
-    depthwise_conv2d_weight,
-)
+The C side wants channels-last maps (channel stride 1); every other stride is free, so slices and
+expanded tensors pass without a copy, and weights may have any strides. Any other layout is
+converted once, here.
+"""
 
-__all__ = ["depthwise_conv2d", "depthwise_conv2d_input", "depthwise_conv2d_weight"]
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from volution.ops import _native
+from volution.ops._shared.layout import empty_map
+
+# Channels of the narrowest vectors; maps of fewer are padded to it.
+_LEAST_CHANNELS = {torch.float32: 4, torch.bfloat16: 8, torch.float64: 2}
+_Steps = tuple[int, int, int]
+
+
+def depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    stride: int,
+    dilation: int,
+    scale: float,
+    gelu: bool,
+) -> Tensor:
+    """Compute :func:`reference.depthwise_conv2d` on the CPU."""
+    n, c, height, width = input.shape
+    missing = _missing_channels(input)
+    if missing:
+        operands = (_widened(x, missing) for x in (input, weight, bias))
+        wide = depthwise_conv2d(*operands, gate, stride, dilation, scale, gelu)  # type: ignore[arg-type]
+        return _narrowed(wide, input, c)
+    h, w = _strided(height, stride), _strided(width, stride)
+    out = empty_map(input, (n, c, h, w))
+    x, y = _as_map(input), _as_map(out)
+    g = None if gate is None else _as_map(gate)
+    b = None if bias is None else bias.contiguous()
+    sizes = (n, c, height, width, h, w, weight.shape[2], stride, dilation, weight.shape[0])
+    ending = (0 if g is None else g.shape[1], int(gelu), _bits(scale))
+    strides = (*_steps(x), *_steps(y), *((0, 0, 0) if g is None else _steps(g)), *weight.stride())
+    image = 0 if b is None or b.shape[0] == 1 else c
+    _native.call("depthwise_conv2d", (*sizes, *ending, *strides, image), (), (x, weight, b, g), y)
+    return out if y is out else out.copy_(y)
+
+
+def depthwise_conv2d_input(
+    grad: Tensor, weight: Tensor, size: Sequence[int], stride: int, dilation: int
+) -> Tensor:
+    """Compute :func:`reference.depthwise_conv2d_input` on the CPU."""
+    n, c, h, w = grad.shape
+    missing = _missing_channels(grad)
+    if missing:
+        operands = _widened(grad, missing), _widened(weight, missing)
+        return _narrowed(depthwise_conv2d_input(*operands, size, stride, dilation), grad, c)
+    out = empty_map(grad, (n, c, *size))
+    y, x = _as_map(grad), _as_map(out)
+    sizes = (n, c, *size, h, w, weight.shape[2], stride, dilation, weight.shape[0])
+    strides = (*_steps(x), *_steps(y), 0, 0, 0, *weight.stride(), 0)
+    _native.call("depthwise_conv2d_input", (*sizes, *_NO_ENDING, *strides), (), (y, weight), x)
+    return out if x is out else out.copy_(x)
+
+
+def depthwise_conv2d_weight(
+    grad: Tensor, input: Tensor, batch: int, kernel_size: int, stride: int, dilation: int
+) -> Tensor:
+    """Compute :func:`reference.depthwise_conv2d_weight` on the CPU."""
+    n, c, height, width = input.shape
+    missing = _missing_channels(input)
+    if missing:
+        operands = _widened(grad, missing), _widened(input, missing)
+        wide = depthwise_conv2d_weight(*operands, batch, kernel_size, stride, dilation)
+        return wide[:, :c].contiguous()
+    y, x = _as_map(grad), _as_map(input)
+    kernels = grad.new_empty((batch, kernel_size, kernel_size, c))
+    sizes = (n, c, height, width, *grad.shape[2:], kernel_size, stride, dilation, batch)
+    strides = (*_steps(x), *_steps(y), *_NO_STRIDES)
+    _native.call("depthwise_conv2d_weight", (*sizes, *_NO_ENDING, *strides), (), (y, x), kernels)
+    return kernels.permute(0, 3, 1, 2).contiguous()
+
+
+def _strided(size: int, stride: int) -> int:
+    return (size + stride - 1) // stride
+
+
+def _bits(value: float) -> int:
+    bits: int = struct.unpack("q", struct.pack("d", value))[0]
+    return bits
+
+
+# No gate, no GELU, scale 1; and no strides of gate, weight and bias.
+_NO_ENDING = (0, 0, _bits(1.0))
+_NO_STRIDES = (0,) * 8
+
+
+def _missing_channels(map: Tensor) -> int:
+    return max(0, _LEAST_CHANNELS[map.dtype] - map.shape[1])
+
+
+def _widened(tensor: Tensor | None, missing: int) -> Tensor | None:
+    if tensor is None:
+        return None
+    return F.pad(tensor, [0, 0] * (tensor.dim() - 2) + [0, missing])
+
+
+def _narrowed(wide: Tensor, like: Tensor, channels: int) -> Tensor:
+    return empty_map(like, (wide.shape[0], channels, *wide.shape[2:])).copy_(wide[:, :channels])
+
+
+def _as_map(tensor: Tensor) -> Tensor:
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _steps(tensor: Tensor) -> _Steps:
+    step = tensor.stride()
+    return step[0], step[2], step[3]

@@ -1,5 +1,5 @@
 /* volution::correlate on the CPU. first = small map, second = full map, out = kernel. */
-#define TEMPLATE "correlate_template.h"
+#define TEMPLATE "_shared/neighbourhood/correlate_template.h"
 #include "window.h"
 #include "for_each_type.h"
 #include "pack.h"
@@ -7,7 +7,8 @@
 static instance *const instances[3][3] = FOR_TYPES(correlate);
 
 int KERNEL_NAME(correlate)(const int64_t *sizes, const int64_t *offsets, const void *first,
-                           const void *second, void *out) {
+                           const void *second, const void *third, const void *fourth, void *out) {
+    (void)third, (void)fourth;
     const window call = window_of(sizes, offsets);
 #if VOLUTION_VECTOR_BYTES >= 32
     if (call.side >= 3 && call.side <= MAX_SIDE && call.cg % 8 == 0) {

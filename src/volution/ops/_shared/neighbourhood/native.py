@@ -24,7 +24,7 @@ def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -
     x, k = _as_map(input), _as_kernel(kernel)
     y = _as_map(out)
     sizes = (n, c, height, width, groups, taps, h, w, stride)
-    _native.call("gather", sizes + _steps(x) + _steps(y) + _kernel_steps(k), offsets, x, k, y)
+    _native.call("gather", sizes + _steps(x) + _steps(y) + _kernel_steps(k), offsets, (x, k), y)
     return out if y is out else out.copy_(y)
 
 
@@ -38,7 +38,7 @@ def scatter(
     x, k = _as_map(input), _as_kernel(kernel)
     y = _as_map(out)
     sizes = (n, c, *size, groups, taps, h, w, stride)
-    _native.call("scatter", sizes + _steps(y) + _steps(x) + _kernel_steps(k), offsets, x, k, y)
+    _native.call("scatter", sizes + _steps(y) + _steps(x) + _kernel_steps(k), offsets, (x, k), y)
     return out if y is out else out.copy_(y)
 
 
@@ -53,7 +53,7 @@ def correlate(
     q, x = _as_map(query), _as_map(input)
     k = _as_kernel(out)
     sizes = (n, c, height, width, groups, taps, h, w, stride)
-    _native.call("correlate", sizes + _steps(x) + _steps(q) + _kernel_steps(k), offsets, q, x, k)
+    _native.call("correlate", sizes + _steps(x) + _steps(q) + _kernel_steps(k), offsets, (q, x), k)
     return out if k is out else out.copy_(k)
 
 

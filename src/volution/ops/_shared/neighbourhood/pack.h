@@ -4,20 +4,6 @@
 
 #include "window.h"
 
-/* FOR_WIDTHS(name, element) lists the instances of a template, narrowest first. */
-#if VOLUTION_VECTOR_BYTES >= 64
-#define FOR_WIDTHS(name, element) {name##_##element##_16, name##_##element##_32, name##_##element##_64}
-#elif VOLUTION_VECTOR_BYTES >= 32
-#define FOR_WIDTHS(name, element) {name##_##element##_16, name##_##element##_32, 0}
-#else
-#define FOR_WIDTHS(name, element) {name##_##element##_16, 0, 0}
-#endif
-#define FOR_TYPES(name) {FOR_WIDTHS(name, 0), FOR_WIDTHS(name, 1), FOR_WIDTHS(name, 2)}
-
-ALWAYS_INLINE int64_t element_size(int64_t dtype) {
-    return dtype == DTYPE_F64 ? 8 : dtype == DTYPE_F32 ? 4 : 2;
-}
-
 /* Index of the widest vector whose elements divide cg; -1 if not even 16 bytes do. */
 ALWAYS_INLINE int widest(int64_t dtype, int64_t cg) {
     int width = -1;

@@ -8,17 +8,13 @@
 #ifndef NEIGHBOURHOOD_WINDOW_H
 #define NEIGHBOURHOOD_WINDOW_H
 
-#include "volution.h"
+#include "geometry.h"
 
 #include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-
-typedef struct {
-    int64_t n, row, col;
-} steps;
 
 typedef struct {
     int64_t dtype, threads;
@@ -66,12 +62,5 @@ ALWAYS_INLINE void prefetch_pixels(const void *first, int64_t step, int64_t byte
         for (int64_t line = 0; line < bytes + 63; line += 64)
             __builtin_prefetch((const char *)first + t * step + line, to_write, 3);
 }
-
-ALWAYS_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-ALWAYS_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
-/* Floor and ceiling of a / b for positive b and any a. */
-ALWAYS_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-ALWAYS_INLINE int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
 
 #endif
