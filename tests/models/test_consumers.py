@@ -120,11 +120,16 @@ def test_segmentation_models_encoder(name, net, taps):
     assert [64 // m.shape[2] for m in maps] == [1, 2, 4, 8, 16, 32]
 
 
-def test_segmentation_models_with_dilation(name):
-    model = smp.DeepLabV3(
-        f"tu-{name}", encoder_weights=None, encoder_output_stride=8, widths=narrow(name)
-    )
-    assert model.eval()(images()).shape == (2, 1, 64, 64)
+def test_segmentation_models_with_dilation(name, net):
+    def make(stride: int) -> nn.Module:
+        options = {"encoder_output_stride": stride, "widths": narrow(name)}
+        return smp.DeepLabV3(f"tu-{name}", encoder_weights=None, **options)
+
+    if 8 in net.output_strides:
+        assert make(8).eval()(images()).shape == (2, 1, 64, 64)
+    else:
+        with pytest.raises(ValueError, match="output_stride must be 32, got 8"):
+            make(8)
 
 
 def test_transformers_backbone(name, net, taps):

@@ -15,11 +15,13 @@ import torch
 from networks import images, narrow, skeleton, twin
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import volution
+from volution.ops import Involution2d
 
 NAMES = volution.models.list_models()
 
@@ -79,8 +81,19 @@ class TestForward:
         x = images()[:, :, :51, :37]
         taps = taps_of(net, x)
         for tap, info in zip(taps, net.feature_info, strict=True):
-            rows, columns = (-(-side // info["reduction"]) for side in x.shape[2:])
+            up = info["reduction"] - 1 if net.rounds_up else 0
+            rows, columns = ((side + up) // info["reduction"] for side in x.shape[2:])
             assert tap.shape == (2, info["num_chs"], rows, columns)
+
+    def test_smallest_image(self, net):
+        side = net.smallest_image
+        with torch.no_grad():
+            assert net(images(size=side)).shape == (2, 7)
+            if side > 1:
+                message = rf"at least {side} by {side} pixels, got {side - 1} by {side}"
+                for run in (net, net.forward_intermediates):
+                    with pytest.raises(ValueError, match=message):
+                        run(images(size=side)[:, :, 1:])
 
     def test_every_parameter_has_a_gradient(self, name):
         net = twin(name)
@@ -134,17 +147,21 @@ class TestArguments:
     def test_image_channels(self, name, channels):
         assert twin(name, in_chans=channels)(images(channels=channels)).shape == (2, 7)
 
-    @pytest.mark.parametrize("stride", [8, 16])
-    def test_output_stride(self, name, stride):
-        net = twin(name, output_stride=stride)
+    def test_output_stride(self, name):
         plain = twin(name)
-        assert net.state_dict().keys() == plain.state_dict().keys()
-        assert [tap["reduction"] for tap in net.feature_info][-1] == stride
-        assert taps_of(net, images())[-1].shape[2:] == (64 // stride, 64 // stride)
+        assert plain.output_strides[-1] == 32
+        for stride in plain.output_strides:
+            net = twin(name, output_stride=stride)
+            assert net.state_dict().keys() == plain.state_dict().keys()
+            assert [tap["reduction"] for tap in net.feature_info][-1] == stride
+            assert taps_of(net, images())[-1].shape[2:] == (64 // stride, 64 // stride)
 
     def test_output_stride_that_does_not_exist(self, name):
-        with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got 4"):
-            twin(name, output_stride=4)
+        allowed = {(32,): "32", (8, 16, 32): "8, 16 or 32"}[skeleton(name).output_strides]
+        for stride in {4, 8, 16, 64} - {*skeleton(name).output_strides}:
+            message = f"output_stride must be {allowed}, got {stride}"
+            with pytest.raises(ValueError, match=message):
+                twin(name, output_stride=stride)
 
     def test_drop_path_is_for_training(self, name):
         net, plain = twin(name, drop_path_rate=0.5), twin(name)
@@ -225,7 +242,7 @@ class TestConfiguration:
             assert all(key.startswith(net.feature_info[0]["module"]) for key in first)
             assert all(key.startswith("head.") for key in last)
             if coarse:
-                assert len(groups) == 6
+                assert len(groups) == len(net.feature_info) + 1
         assert net.no_weight_decay() <= {key for key, _ in net.named_parameters()}
 
     def test_layer_decay(self, net):
@@ -254,6 +271,13 @@ class TestClassifier:
         net.reset_classifier(3)
         assert net.head.global_pool.pool_type == "catavgmax"
 
+    def test_reset_keeps_what_comes_before_the_classifier(self, name):
+        net = twin(name)
+        x = net.forward_features(images())
+        want = net.forward_head(x, pre_logits=True)
+        net.reset_classifier(3)
+        assert_close(net.forward_head(x, pre_logits=True), want, atol=0, rtol=0)
+
 
 class TestIntermediates:
     def test_all_of_them(self, net):
@@ -271,9 +295,9 @@ class TestIntermediates:
             got = taps_of(net, images(), indices=indices, stop_early=stop)
             assert_close(got, [every[i] for i in wanted], atol=0, rtol=0)
 
-    @pytest.mark.parametrize("indices", [0, 6, [5], [-6], []])
-    def test_indices_that_do_not_exist(self, net, indices):
-        if len(net.feature_info) == 5:
+    def test_indices_that_do_not_exist(self, net):
+        count = len(net.feature_info)
+        for indices in (0, count + 1, [count], [-count - 1], []):
             with pytest.raises(ValueError, match="indices"):
                 net.forward_intermediates(images(), indices=indices)
 
@@ -327,6 +351,65 @@ class TestCheckpointing:
             stored.append(sum(sizes.values()))
             del output
         assert stored[1] < 0.8 * stored[0]
+
+
+class TestFuse:
+    def test_computes_the_same(self, exact):
+        before = {key: value.clone() for key, value in exact.state_dict().items()}
+        fused = exact.fuse()
+        with torch.no_grad():
+            for x in (images(), images(seed=3)[:, :, :51, :37]):
+                got, want = fused(x.double()), exact(x.double())
+                assert (got - want).abs().max() < 1e-10 * want.abs().max()
+                assert not torch.equal(got, want), "nothing was folded"
+        assert_close(dict(exact.state_dict()), before, atol=0, rtol=0)
+
+    def test_taps_and_layouts_too(self, exact):
+        x = images().double()
+        fused = exact.to(memory_format=torch.channels_last).fuse()
+        assert not fused.training
+        for got, want in zip(taps_of(fused, x), taps_of(exact, x), strict=True):
+            assert (got - want).abs().max() < 1e-10 * want.abs().max()
+
+    def test_no_norm_is_left_where_it_folds(self, net):
+        """Only between an involution and its activation there is no convolution to fold into."""
+        fused = net.fuse()
+        kinds = [type(module) for module in fused.modules()]
+        assert kinds.count(nn.BatchNorm2d) == kinds.count(Involution2d)
+        assert len(list(fused.parameters())) < len(list(net.parameters()))
+
+    def test_timm_does_the_same_to_a_part(self, net):
+        whole = nn.Sequential(net, nn.Flatten())
+        with torch.no_grad():
+            want = net.fuse()(images())
+            assert_close(reparameterize_model(whole)(images()), want, atol=0, rtol=0)
+
+    def test_state_dict_loads_into_another_one(self, name):
+        fused, other = twin(name).fuse(), twin(name, seed=5).fuse()
+        with torch.no_grad():
+            assert not torch.allclose(other(images()), fused(images()))
+            other.load_state_dict(fused.state_dict())
+            assert_close(other(images()), fused(images()), atol=0, rtol=0)
+
+    def test_is_a_network_like_any(self, net):
+        fused = net.fuse()
+        groups = group_parameters(fused, fused.group_matcher())
+        assert sum(map(len, groups.values())) == len(list(fused.parameters()))
+        assert fused.no_weight_decay() <= {key for key, _ in fused.named_parameters()}
+        fused.train()(images()).square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in fused.parameters())
+        fused.reset_classifier(3)
+        assert fused(images()).shape == (2, 3)
+
+    def test_refuses_training_mode(self, name):
+        net = twin(name).train()
+        if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
+            with pytest.raises(ValueError, match=r"evaluation mode.* call eval\(\) first"):
+                net.fuse()
+
+    def test_keeps_dtype(self, name):
+        net = timm.create_model(name, widths=narrow(name), dtype=torch.bfloat16).eval()
+        assert {p.dtype for p in net.fuse().parameters()} == {torch.bfloat16}
 
 
 class TestStateDict:

@@ -15,7 +15,8 @@ from volution.models.rednet import RedNet
 
 __all__ = ["RedNet", "list_models", "load_official", "rednet", "reported_top1"]
 
-_REPORTED_TOP1 = {**rednet.REPORTED_TOP1}
+_FAMILIES = (rednet,)
+_REPORTED_TOP1 = {name: top1 for family in _FAMILIES for name, top1 in family.REPORTED_TOP1.items()}
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.layers import ClassifierHead, is_exportable
 from timm.models import checkpoint_seq
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from volution import ops
 from volution.models.official import strip_official_names
+
+# One call in traced graphs, which have no sizes to compare.
+torch.fx.wrap("check_image")
+
+
+def check_image(x: Tensor, smallest: int) -> None:
+    """Raise if an image is smaller than a network takes; compiled and exported networks do not."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    height, width = x.shape[-2:]
+    if height < smallest or width < smallest:
+        raise ValueError(
+            f"images must be at least {smallest} by {smallest} pixels, got {height} by {width}; "
+            f"enlarge or pad them"
+        )
 
 
 class Pyramid(nn.Module):
@@ -21,7 +37,11 @@ class Pyramid(nn.Module):
     Feature extractors of other libraries rebuild a network from its direct children, so these
     take one tensor, return one tensor, and are registered in the order in which they run. A
     subclass registers the children of its trunk, fills ``feature_info`` with the taps among them
-    and calls :meth:`add_head` last.
+    and calls :meth:`add_head` last. What families differ in beyond that are class attributes and
+    :meth:`make_head`.
+
+    A child other than ``stem`` that is an ``nn.Sequential`` is a stage: with gradient
+    checkpointing, each of its children is recomputed on its own.
 
     Args:
         num_classes: Classes of the classifier; 0 leaves it out.
@@ -33,6 +53,18 @@ class Pyramid(nn.Module):
         num_features: Channels of the trunk's output.
         head_hidden_size: Width of the classifier's input.
     """
+
+    output_strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    """What ``output_stride`` may be."""
+
+    rounds_up: ClassVar[bool] = True
+    """Whether strides round odd sizes up; otherwise they drop the remainder."""
+
+    smallest_image: ClassVar[int] = 1
+    """The least height and width of an image."""
+
+    head_init_std: ClassVar[float] = 0.01
+    """Standard deviation of a fresh classifier's weights."""
 
     def __init__(self, num_classes: int, in_chans: int, drop_rate: float) -> None:
         super().__init__()
@@ -53,7 +85,24 @@ class Pyramid(nn.Module):
     ) -> None:
         """Put a fresh head on the trunk, in the place of an earlier one."""
         self.num_features: int = self._trunk_channels()
-        self.head = ClassifierHead(
+        self.head = self.make_head(global_pool, device, dtype)
+        self.head_hidden_size: int = self.head.num_features
+        if isinstance(self.head.fc, nn.Linear):
+            nn.init.normal_(self.head.fc.weight, std=self.head_init_std)
+            nn.init.zeros_(self.head.fc.bias)
+
+    def make_head(
+        self,
+        global_pool: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> ClassifierHead:
+        """Make a head for ``num_features`` channels: pooling and classifier.
+
+        Other heads derive from timm's ``ClassifierHead``. A norm in them is called ``norm``; it
+        stays when the classifier is changed, and goes when the trunk it was made for is cut.
+        """
+        return ClassifierHead(
             self.num_features,
             self.num_classes,
             pool_type=global_pool,
@@ -61,10 +110,6 @@ class Pyramid(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.head_hidden_size: int = self.head.num_features
-        if isinstance(self.head.fc, nn.Linear):
-            nn.init.normal_(self.head.fc.weight, std=0.01)
-            nn.init.zeros_(self.head.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         with ops.reference_ops() if self.exportable else nullcontext():
@@ -72,6 +117,7 @@ class Pyramid(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Run the trunk: ``(N, in_chans, H, W)`` to ``(N, num_features, H / 32, W / 32)``."""
+        check_image(x, self.smallest_image)
         for name in self._trunk():
             x = self._run(name, x)
         return x
@@ -96,7 +142,7 @@ class Pyramid(nn.Module):
             x: Images, ``(N, in_chans, H, W)``.
             indices: Which taps: all (None), the last ``n`` (an int), or these (a sequence, from
                 the end where negative).
-            norm: Ignored: taps have no norm of their own.
+            norm: Ignored: taps are what the stages give, with their norm where they have one.
             stop_early: Do not run what follows the last wanted tap.
             output_fmt: Only ``"NCHW"``.
             intermediates_only: Return the list alone.
@@ -105,12 +151,13 @@ class Pyramid(nn.Module):
             The trunk's output and the list of taps in order, or the list alone.
 
         Raises:
-            ValueError: If an index or ``output_fmt`` does not exist.
+            ValueError: If an index or ``output_fmt`` does not exist, or the images are too small.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         wanted = {self.feature_info[i]["module"] for i in self._taps(indices)}
         taps = []
+        check_image(x, self.smallest_image)
         for name in self._trunk():
             x = self._run(name, x)
             if name in wanted:
@@ -129,7 +176,7 @@ class Pyramid(nn.Module):
 
         Args:
             indices: As in :meth:`forward_intermediates`.
-            prune_norm: Ignored: taps have no norm of their own.
+            prune_norm: Ignored: a stage's norm belongs to its tap.
             prune_head: Also take the head's pooling and classifier away. They always go if the
                 trunk is cut, since they were made for its end.
 
@@ -143,6 +190,8 @@ class Pyramid(nn.Module):
             setattr(self, name, nn.Sequential())
         if prune_head or last + 1 < len(names):
             self.reset_classifier(0, "")
+            if hasattr(self.head, "norm"):
+                self.head.norm = nn.Identity()
         return kept
 
     def get_classifier(self) -> nn.Module:
@@ -160,13 +209,36 @@ class Pyramid(nn.Module):
         """
         self.num_classes = num_classes
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
-        like = next(self.parameters())
+        like, norm = next(self.parameters()), getattr(self.head, "norm", None)
         self.add_head(pool, like.device, like.dtype)
+        if isinstance(norm, nn.LayerNorm) and norm.normalized_shape == (self.head_hidden_size,):
+            self.head.norm = norm
         self.head.train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing what happens inside."""
         self.grad_checkpointing = enable
+
+    def fuse(self) -> Pyramid:
+        """Return a copy that computes the same with fewer layers, for inference.
+
+        BatchNorms and scales fold into the convolutions beside them wherever that is exact. Each
+        layer knows its own replacement (its method ``fuse``), so timm's ``reparameterize_model``
+        does the same to a network that is part of another one. The copy trains, saves and loads
+        like any network, under names of its own.
+
+        Raises:
+            ValueError: If a BatchNorm that would fold is in training mode.
+
+        Example:
+            >>> import timm
+            >>> net = timm.create_model("rednet26", widths=(32, 32, 32, 32)).eval()
+            >>> sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+            46
+            >>> sum(isinstance(m, nn.BatchNorm2d) for m in net.fuse().modules())
+            9
+        """
+        return cast(Pyramid, reparameterize_model(self))
 
     def no_weight_decay(self) -> set[str]:
         """Return parameters that weight decay spares, beside those of fewer than two dimensions."""
@@ -205,36 +277,3 @@ class Pyramid(nn.Module):
                 f"got {list(indices)}"
             )
         return [i % count for i in indices]
-
-
-def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Return a drop-path rate for each block of each stage, rising linearly from 0 to ``rate``.
-
-    >>> drop_path_rates(0.2, (1, 2))
-    [[0.0], [0.1, 0.2]]
-    """
-    # Plain numbers: a tensor would be on the meta device where the network is built there.
-    last = max(1, sum(depths) - 1)
-    blocks = iter(range(sum(depths)))
-    return [[rate * next(blocks) / last for _ in range(depth)] for depth in depths]
-
-
-def stage_steps(output_stride: int, stages: int = 4) -> list[tuple[int, int, int]]:
-    """Return stride, first block's dilation and other blocks' dilation for each stage.
-
-    Stages beyond the output stride trade their stride for dilation, so that a weight meets the
-    same neighbours as before. The first block keeps the dilation of the stage before it.
-
-    >>> stage_steps(16)
-    [(1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 1, 2)]
-    """
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-    steps, reduction, dilation = [], 4, 1
-    for stage in range(stages):
-        stride, before = 1 if stage == 0 else 2, dilation
-        if reduction * stride > output_stride:
-            stride, dilation = 1, dilation * stride
-        reduction *= stride
-        steps.append((stride, before, dilation))
-    return steps

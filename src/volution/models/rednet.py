@@ -12,23 +12,38 @@ Their checkpoints load unchanged, see :func:`volution.models.load_official`.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, get_act_layer, get_norm_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from volution.models._pyramid import Pyramid, drop_path_rates, stage_steps
+from volution.models._pyramid import Pyramid
+from volution.models._stages import drop_path_rates, stage_steps
 from volution.models.official import checkpoint_filter_fn
 from volution.ops import Involution2d
+from volution.ops._shared.folding import fold_child_norm
 
 __all__ = ["Bottleneck", "RedNet"]
 
 Layer = Callable[..., nn.Module]
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution, a norm, and perhaps an activation, one after the other."""
+
+    def fuse(self) -> ConvNorm:
+        """Return a copy in which the norm is folded into the convolution."""
+        fused = copy.deepcopy(self)
+        conv, norm, *_ = dict(fused.named_children())
+        fold_child_norm(fused, conv, norm)
+        return fused
 
 
 class Bottleneck(nn.Module):
@@ -82,7 +97,7 @@ class Bottleneck(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
+            self.downsample = ConvNorm(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False, **where),
                 norm_layer(out_channels, **where),
             )
@@ -94,6 +109,13 @@ class Bottleneck(nn.Module):
         branch = self.drop_path(self.bn3(self.conv3(branch)))
         out: Tensor = self.act3(branch + self.downsample(x))
         return out
+
+    def fuse(self) -> Bottleneck:
+        """Return a copy whose norms are folded, but the one between involution and activation."""
+        fused = cast(Bottleneck, reparameterize_model(self))
+        fold_child_norm(fused, "conv1", "bn1")
+        fold_child_norm(fused, "conv3", "bn3")
+        return fused
 
 
 class RedNet(Pyramid):
@@ -220,10 +242,10 @@ def _stem(
     """Make the stem; the numbers of its layers are those of the authors' checkpoints."""
     half = channels // 2
 
-    def convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    def convolution(inputs: int, outputs: int, stride: int) -> ConvNorm:
         conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False, **where)
         layers = {"conv": conv, "bn": norm(outputs, **where), "act": act(inplace=True)}
-        return nn.Sequential(OrderedDict(layers))
+        return ConvNorm(OrderedDict(layers))
 
     return nn.Sequential(
         convolution(in_chans, half, 2),

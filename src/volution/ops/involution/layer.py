@@ -8,6 +8,7 @@ Paper: https://arxiv.org/abs/2103.06255, authors' code: d-li14/involution (MIT).
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from volution.ops import _checks
+from volution.ops._shared.folding import fold_child_norm
 from volution.ops.involution.op import involution2d
 
 # One call in traced graphs, so that symbolic tracing does not stop at the argument checks.
@@ -69,6 +71,12 @@ class KernelGenerator(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.conv2(self.conv1(self.pool(input)))  # type: ignore[no-any-return]
+
+    def fuse(self) -> KernelGenerator:
+        """Return a copy whose norm, where it is a BatchNorm, is folded into its convolution."""
+        fused = copy.deepcopy(self)
+        fold_child_norm(fused.conv1, "conv", "bn")
+        return fused
 
 
 class Involution2d(nn.Module):
