@@ -234,7 +234,7 @@ class Pyramid(nn.Module):
             >>> import timm
             >>> net = timm.create_model("rednet26", widths=(32, 32, 32, 32)).eval()
             >>> sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-            46
+            40
             >>> sum(isinstance(m, nn.BatchNorm2d) for m in net.fuse().modules())
             9
         """
