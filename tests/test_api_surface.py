@@ -8,10 +8,14 @@ import volution
 
 OPS = {
     "DepthwiseConv2d",
+    "GlobalLocalFilter",
+    "GnConv",
     "Involution2d",
     "correlate",
     "depthwise_conv2d",
     "gather",
+    "global_filter2d",
+    "gnconv2d",
     "involution2d",
     "reference_ops",
     "report",

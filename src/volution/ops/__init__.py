@@ -3,14 +3,19 @@
 from volution.ops._library import reference_ops, report
 from volution.ops._shared.depthwise import DepthwiseConv2d, depthwise_conv2d
 from volution.ops._shared.neighbourhood import correlate, gather, scatter, window_offsets
+from volution.ops.gnconv import GlobalLocalFilter, GnConv, global_filter2d, gnconv2d
 from volution.ops.involution import Involution2d, involution2d
 
 __all__ = [
     "DepthwiseConv2d",
+    "GlobalLocalFilter",
+    "GnConv",
     "Involution2d",
     "correlate",
     "depthwise_conv2d",
     "gather",
+    "global_filter2d",
+    "gnconv2d",
     "involution2d",
     "reference_ops",
     "report",

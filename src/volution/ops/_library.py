@@ -284,9 +284,14 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return tensor
 
 
+def wants_plain() -> bool:
+    """Return whether tracers are to see PyTorch's own operators only."""
+    return _forced == "plain" or torch.compiler.is_exporting()
+
+
 def call(overload: Any, *args: Any) -> Tensor:
     """Call an operator: through the dispatcher, or as plain PyTorch where that is asked for."""
-    if _forced == "plain" or torch.compiler.is_exporting():
+    if wants_plain():
         operator = _OPERATORS[overload._schema.name.removeprefix("volution::")]
         device = args[0].device.type
         if torch.is_autocast_enabled(device):
