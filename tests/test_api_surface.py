@@ -7,16 +7,19 @@ import pytest
 import volution
 
 OPS = {
+    "LKA",
     "DepthwiseConv2d",
     "GlobalLocalFilter",
     "GnConv",
     "Involution2d",
+    "LKAttention",
     "correlate",
     "depthwise_conv2d",
     "gather",
     "global_filter2d",
     "gnconv2d",
     "involution2d",
+    "lka2d",
     "reference_ops",
     "report",
     "scatter",

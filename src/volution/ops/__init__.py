@@ -5,18 +5,22 @@ from volution.ops._shared.depthwise import DepthwiseConv2d, depthwise_conv2d
 from volution.ops._shared.neighbourhood import correlate, gather, scatter, window_offsets
 from volution.ops.gnconv import GlobalLocalFilter, GnConv, global_filter2d, gnconv2d
 from volution.ops.involution import Involution2d, involution2d
+from volution.ops.lka import LKA, LKAttention, lka2d
 
 __all__ = [
+    "LKA",
     "DepthwiseConv2d",
     "GlobalLocalFilter",
     "GnConv",
     "Involution2d",
+    "LKAttention",
     "correlate",
     "depthwise_conv2d",
     "gather",
     "global_filter2d",
     "gnconv2d",
     "involution2d",
+    "lka2d",
     "reference_ops",
     "report",
     "scatter",

@@ -43,11 +43,13 @@ def batch_norm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         raise ValueError("fuse() needs BatchNorm with running statistics, got one without")
     variance, mean = _exact(norm.running_var), _exact(norm.running_mean)
     scale = (variance + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * _exact(norm.weight)
+    # Each of the two may be missing, which torch's annotations do not say.
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if weight is not None:
+        scale = scale * _exact(weight)
     shift = -mean * scale
-    if norm.affine:
-        shift = shift + _exact(norm.bias)
+    if bias is not None:
+        shift = shift + _exact(bias)
     return scale, shift
 
 
@@ -95,8 +97,9 @@ def fold_batch_norm_before(norm: nn.Module, conv: nn.Module) -> tuple[nn.Module,
     Example:
         >>> fold_batch_norm_before(nn.BatchNorm2d(8).eval(), nn.Conv2d(8, 4, 1))
         (Identity(), Conv2d(8, 4, kernel_size=(1, 1), stride=(1, 1)))
-        >>> fold_batch_norm_before(nn.BatchNorm2d(8).eval(), nn.Conv2d(8, 4, 3, padding=1))[0]
-        BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+        >>> norm = nn.BatchNorm2d(8).eval()
+        >>> fold_batch_norm_before(norm, nn.Conv2d(8, 4, 3, padding=1))[0] is norm
+        True
     """
     if not isinstance(conv, nn.Conv2d) or not _unpadded(conv) or not is_fixed_affine(norm):
         return norm, conv
