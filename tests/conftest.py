@@ -16,7 +16,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest.register_assert_rewrite("op_contract", "parity")
+pytest.register_assert_rewrite("implementations", "op_contract", "op_problem", "parity")
 
 # A collection that silently loses a folder would still be green.
 _FEWEST_TESTS = 500

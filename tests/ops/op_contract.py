@@ -1,267 +1,111 @@
 """What every operator must pass, written once: inherit :class:`OpContract` in a test class.
 
-An operator here is linear in each of its two tensors, its *operands*. Three opinions of one number
-are compared: the definition (plain loops, in each operator's own tests), the reference, and the
-kernels. Oracles run in float64 through PyTorch's own derivatives of the reference, so they share
-neither the kernels nor the registered derivative rules with the subject.
-
-Tolerances are bounds, not experience: a sum of n products in an arithmetic of precision eps is off
-by at most ``n * eps * sum(|products|)``, and that last sum is the operator itself applied to
-absolute values.
+An operator takes any number of tensors, its *operands*; those a case does without are None. Three
+opinions of one number are compared: the definition (plain loops, in each operator's own tests), the
+reference, and the kernels. Oracles run in float64 through PyTorch's own derivatives of the
+reference, so they share neither the kernels nor the registered derivative rules with the subject.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from implementations import INTERPRETED, force, lay_out
+from op_problem import Operands, OpProblem, each, present
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from volution.ops import _library, _native
+from volution.ops import _library
 
-CUDA = torch.cuda.is_available()
-DEVICES = ["cpu", *(["cuda"] if CUDA else [])]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-# (device, implementation); without a GPU Triton runs in its interpreter, on CPU tensors.
-IMPLEMENTATIONS = [
-    ("cpu", "reference"),
-    ("cpu", "native"),
-    ("cuda" if CUDA else "cpu", "triton"),
-    *([("cuda", "reference")] if CUDA else []),
-]
-INTERPRETED = ("cpu", "triton")
 # What PyTorch itself says when forward mode is first used.
 JIT_IS_DEPRECATED = "ignore:`torch.jit.script`"
-LAYOUTS = ["contiguous", "channels_last", "sliced", "sliced_channels_last", "transposed"]
 
 
-def identify(value: Any) -> str | None:
-    """Name a parameter in the log of the tests."""
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
-        return "-".join(value)
-    return getattr(value, "id", None)
-
-
-def force(implementation: str) -> Any:
-    """Force an implementation, or skip the test if it was not built."""
-    if implementation == "native" and _native.library is None:
-        pytest.skip(_native.reason)
-    if implementation == "triton":
-        pytest.importorskip("triton", reason="triton is not installed")
-    return _library.forced_implementation(implementation)
-
-
-def supports(implementation: str, dtype: torch.dtype) -> bool:
-    """Return whether an implementation lists the dtype."""
-    return implementation != "native" or dtype in _native.DTYPES
-
-
-def lay_out(tensor: Tensor, layout: str) -> Tensor:
-    """Return an equal tensor with other strides, cut out of NaN where it is a slice."""
-    # Maps have their channels second, kernels their groups and taps.
-    inner = (0, 2, 3, 1) if tensor.dim() == 4 else (0, tensor.dim() - 2, tensor.dim() - 1)
-    inner += tuple(axis for axis in range(tensor.dim()) if axis not in inner)
-    order = {
-        "channels_last": inner,
-        "sliced_channels_last": inner,
-        "transposed": (*range(tensor.dim() - 2), tensor.dim() - 1, tensor.dim() - 2),
-    }.get(layout, tuple(range(tensor.dim())))
-    margin = 3 if layout.startswith("sliced") else 0
-    shape = [tensor.shape[axis] + 2 * margin for axis in order]
-    buffer = torch.full(shape, torch.nan, dtype=tensor.dtype, device=tensor.device)
-    back = [order.index(axis) for axis in range(tensor.dim())]
-    view = buffer.permute(back)
-    for axis, size in enumerate(tensor.shape):
-        view = view.narrow(axis, margin, size)
-    return view.copy_(tensor)
-
-
-def check_results(results: Sequence[Tensor], wanted: Sequence[Tensor], bounds: Sequence[Tensor]):
-    """Assert that output and gradients stay within their bounds; the message names them."""
-    names = ["output", "gradient of the first operand", "gradient of the second operand"]
-    for name, result, want, bound in zip(names, results, wanted, bounds, strict=False):
-        assert result.shape == want.shape, f"{name}: shape {result.shape}, not {want.shape}"
-        excess = (result.double().cpu() - want).abs() - bound
-        # A NaN is no number below zero, so it fails too.
-        assert bool((excess <= 0).all()), (
-            f"{name}: beyond its bound by {excess.max():.1e} of a largest value of "
-            f"{want.abs().max():.1e}, {int((~(excess <= 0)).sum())} of {excess.numel()} elements"
-        )
-
-
-class OpContract:
-    """Tests of one operator; the attributes and the first methods say which."""
-
-    cases: Sequence[Any]
-    small: Any  # a case of few elements, for numerical derivatives
-    interpreted: int = 3  # how many cases the slow interpreter runs in float64
-    dynamic: Any  # no two sizes equal: the compiler takes equal sizes for the same size
-
-    def apply(self, case: Any, first: Tensor, second: Tensor) -> Tensor:
-        """Call the public function."""
-        raise NotImplementedError
-
-    def expected(self, case: Any, first: Tensor, second: Tensor) -> Tensor:
-        """Call the reference."""
-        raise NotImplementedError
-
-    def operands(self, case: Any) -> tuple[Tensor, Tensor]:
-        """Draw the operands in float64 on the CPU."""
-        raise NotImplementedError
-
-    def registered(self, case: Any, first: Tensor, second: Tensor) -> tuple[Any, tuple[Any, ...]]:
-        """Return the dispatcher's overload and its arguments."""
-        raise NotImplementedError
-
-    def resized(self, case: Any) -> Any:
-        """Return the case with another batch and image size."""
-        raise NotImplementedError
-
-    def summands(self, case: Any) -> int:
-        """Return the most products in one sum, of the output or of a gradient."""
-        raise NotImplementedError
-
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        # The parameters depend on the inheriting class, so decorators cannot give them.
-        values = {"layout": LAYOUTS, "device": DEVICES, "where": IMPLEMENTATIONS}
-        if "dtype" in metafunc.fixturenames:
-            metafunc.parametrize(("case", "where", "dtype"), self.combinations(), ids=identify)
-            del values["where"]
-        for name in [name for name in values if name in metafunc.fixturenames]:
-            metafunc.parametrize(name, values[name], ids=identify)
-
-    def combinations(self) -> list[tuple[Any, tuple[str, str], torch.dtype]]:
-        """Return every case, implementation and dtype; fewer where the slow interpreter runs."""
-
-        def cases(where: tuple[str, str], dtype: torch.dtype) -> Sequence[Any]:
-            if where != INTERPRETED:
-                return self.cases
-            return self.cases[: self.interpreted if dtype == torch.float64 else 2]
-
-        return [
-            (case, where, dtype)
-            for where in IMPLEMENTATIONS
-            for dtype in DTYPES
-            if supports(where[1], dtype)
-            for case in cases(where, dtype)
-        ]
-
-    def drawn(self, case: Any, device: str = "cpu", dtype: torch.dtype = torch.float64):
-        """Return fresh operands as leaves that record gradients."""
-        return [x.to(device, dtype).requires_grad_() for x in self.operands(case)]
-
-    def oracle(self, case: Any, operands: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list]:
-        """Return a cotangent, what is wanted, and the sums of the absolute products.
-
-        ``wanted`` is the output and the two gradients, in float64 on the CPU.
-        """
-        exact = [x.detach().double().cpu().requires_grad_() for x in operands]
-        output = self.expected(case, *exact)
-        cotangent = torch.randn(output.shape, dtype=torch.float64).to(operands[0].dtype)
-        wanted = [output, *torch.autograd.grad(output, exact, cotangent.double())]
-        sizes = [x.detach().abs().requires_grad_() for x in exact]
-        output = self.expected(case, *sizes)
-        absolute = [output, *torch.autograd.grad(output, sizes, cotangent.double().abs())]
-        return cotangent, [x.detach() for x in wanted], [x.detach() for x in absolute]
-
-    def bounds(self, case: Any, dtype: torch.dtype, wanted: list[Tensor], absolute: list[Tensor]):
-        """Return how far a result in ``dtype`` may be off, for each of its elements."""
-        info = torch.finfo(dtype)
-        inner = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
-        # The summands, a product's own rounding, and the oracle's own error in float64.
-        sums = 2 * (self.summands(case) + 2) * inner.eps
-        smallest = info.smallest_normal * info.eps
-        return [
-            info.eps * w.abs() + sums * a + smallest for w, a in zip(wanted, absolute, strict=True)
-        ]
-
-    def run(self, case: Any, operands: Sequence[Tensor], cotangent: Tensor, implementation: str):
-        """Return the output and the two gradients."""
-        with force(implementation):
-            output = self.apply(case, *operands)
-            cotangent = cotangent.to(output.device).expand(output.shape)
-            return [output, *torch.autograd.grad(output, operands, cotangent)]
+class OpContract(OpProblem):
+    """The tests of one operator."""
 
     def test_outputs_and_gradients_match_reference(self, case, where, dtype, poisoned_empty):
         device, implementation = where
         operands = self.drawn(case, device, dtype)
-        cotangent, wanted, absolute = self.oracle(case, operands)
+        cotangent, wanted = self.oracle(case, operands)
         results = self.run(case, operands, cotangent, implementation)
         assert {x.dtype for x in results} == {dtype}
         assert {x.device.type for x in results} == {device}
-        check_results(results, wanted, self.bounds(case, dtype, wanted, absolute))
+        self.check(case, operands, results, cotangent, wanted)
 
     def test_views_and_channels_last(self, layout, where, poisoned_empty):
         device, implementation = where
         case = self.cases[0]
         plain = self.operands(case)
-        operands = [lay_out(x.to(device), layout).requires_grad_() for x in plain]
-        cotangent, wanted, absolute = self.oracle(case, plain)
+        operands = each(lambda x: lay_out(x.to(device), layout).requires_grad_(), plain)
+        cotangent, wanted = self.oracle(case, plain)
         results = self.run(case, operands, lay_out(cotangent, layout), implementation)
-        check_results(results, wanted, self.bounds(case, torch.float64, wanted, absolute))
+        self.check(case, plain, results, cotangent, wanted)
 
     def test_expanded_operands(self, where, poisoned_empty):
         device, implementation = where
         case = self.cases[0]
-        plain = [x[:1].expand_as(x) for x in self.operands(case)]
-        operands = [x.to(device).requires_grad_() for x in plain]
-        _, wanted, absolute = self.oracle(case, plain)
+        plain = each(lambda x: x[:1].expand_as(x), self.operands(case))
+        operands = each(lambda x: x.to(device).requires_grad_(), plain)
+        cotangent, wanted = self.oracle(case, plain)
         # What sum().backward() sends: one number seen everywhere, all strides zero.
         ones = torch.ones((), dtype=torch.float64)
         results = self.run(case, operands, ones, implementation)
-        check_results(results[:1], wanted, self.bounds(case, torch.float64, wanted, absolute))
-        dense = [x.detach().contiguous().requires_grad_() for x in operands]
+        self.check(case, plain, results[:1], cotangent, wanted)
+        dense = each(lambda x: x.detach().contiguous().requires_grad_(), operands)
         again = self.run(case, dense, torch.ones(results[0].shape).double(), implementation)
         torch.testing.assert_close(results, again, rtol=1e-12, atol=1e-12)
 
-    @pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
-    def test_only_wanted_gradients(self, wanted, where):
+    def test_only_wanted_gradients(self, index, where):
         device, implementation = where
-        operands = [x.to(device) for x in self.operands(self.small)]
-        for x, flag in zip(operands, wanted, strict=True):
-            x.requires_grad_(flag)
+        operands = each(lambda x: x.to(device), self.operands(self.small))
+        present(operands)[index].requires_grad_()
         with force(implementation):
             output = self.apply(self.small, *operands)
-            assert output.requires_grad == any(wanted)
-            if any(wanted):
-                output.sum().backward()
-        assert [x.grad is not None for x in operands] == list(wanted)
+            assert output.requires_grad
+            output.sum().backward()
+        assert [x.grad is not None for x in present(operands)].count(True) == 1
+        assert present(operands)[index].grad is not None
+
+    def test_nothing_is_recorded_unasked(self, where):
+        device, implementation = where
+        with force(implementation):
+            operands = each(lambda x: x.to(device), self.operands(self.small))
+            assert not self.apply(self.small, *operands).requires_grad
 
     def test_empty_batch(self, where):
         device, implementation = where
         case = self.cases[0]
-        operands = [x[:0].to(device).requires_grad_() for x in self.operands(case)]
+        plain = self.without_batch(self.operands(case))
+        operands = each(lambda x: x.to(device).requires_grad_(), plain)
         with force(implementation):
             output = self.apply(case, *operands)
             output.sum().backward()
         assert output.shape == (0, *self.apply(case, *self.operands(case)).shape[1:])
-        assert [x.grad.shape for x in operands] == [x.shape for x in operands]
+        for x in present(operands):
+            assert x.grad.shape == x.shape
+            assert not x.grad.count_nonzero()
 
     def test_is_deterministic_and_leaves_inputs_alone(self, where):
         device, implementation = where
         case = self.cases[0]
         operands = self.drawn(case, device, torch.float32)
-        before = [x.detach().clone() for x in operands]
-        cotangent, *_ = self.oracle(case, operands)
+        before = [x.detach().clone() for x in present(operands)]
+        cotangent, _ = self.oracle(case, operands)
         results = [self.run(case, operands, cotangent, implementation) for _ in range(2)]
         assert all(map(torch.equal, *results))
-        assert all(map(torch.equal, operands, before))
+        assert all(map(torch.equal, present(operands), before))
 
     @pytest.mark.filterwarnings(JIT_IS_DEPRECATED)
     def test_gradcheck(self, where):
         device, implementation = where
-
-        def function(*operands: Tensor) -> Tensor:
-            return self.apply(self.small, *operands)
-
         with force(implementation):
-            operands = self.drawn(self.small, device)
+            drawn = self.drawn(self.small, device)
+            function, operands = self.packed(self.small, drawn), present(drawn)
             if where == INTERPRETED:
                 # The interpreter is slow: one random direction, and the derivative rules, which
                 # are the same for all implementations, are left to the others.
@@ -281,55 +125,63 @@ class OpContract:
 
     @pytest.mark.parametrize("derivative", [torch.func.grad, torch.func.jacfwd])
     def test_third_derivative(self, device, derivative):
-        """Bilinear, so squared along a line it is a polynomial of degree four."""
-        operands = [x.to(device) for x in self.operands(self.small)]
-        steps = [torch.randn_like(x) for x in operands]
+        """Linear in up to three operands, so squared along a line it has degree six at most."""
+        case = self.polynomial or self.small
+        operands = each(lambda x: x.to(device), self.operands(case))
+        steps = each(torch.randn_like, operands)
 
         def along_a_line(t: Tensor) -> Tensor:
-            moved = (x + t * step for x, step in zip(operands, steps, strict=True))
-            return self.apply(self.small, *moved).square().sum()
+            pairs = zip(operands, steps, strict=True)
+            moved = (None if x is None else x + t * step for x, step in pairs)
+            return self.apply(case, *moved).square().sum()
 
         third = along_a_line
         for _ in range(3):
             third = derivative(third)
         t = torch.tensor(0.5, dtype=torch.float64, device=device)
-        # The fourth difference quotient of a polynomial of degree four is exact.
-        points = [along_a_line(t + h).item() for h in (-2.0, -1.0, 1.0, 2.0)]
-        quotient = (points[3] - 2 * points[2] + 2 * points[1] - points[0]) / 2
+        # This difference quotient of a polynomial of degree six is exact.
+        weights = {-3: 1, -2: -8, -1: 13, 1: -13, 2: 8, 3: -1}
+        quotient = sum(k * along_a_line(t + h).item() for h, k in weights.items()) / 8
         assert third(t).item() == pytest.approx(quotient, rel=1e-9)
 
     def test_vmap_and_per_sample_gradients(self, where):
         device, implementation = where
-        case = self.small
-        first, second = (x.to(device) for x in self.operands(case))
-        pair = [torch.stack([x, 2 * x, -x]) for x in (first, second)]
+        drawn = each(lambda x: x.to(device), self.operands(self.small))
+        apply, operands = self.packed(self.small, drawn), present(drawn)
+        stacks = [torch.stack([x, 2 * x, -x]) for x in operands]
 
-        def apply(a: Tensor, b: Tensor) -> Tensor:
-            return self.apply(case, a, b)
-
-        def loss(a: Tensor, b: Tensor) -> Tensor:
-            return apply(a, b).square().sum()
+        def loss(*operands: Tensor) -> Tensor:
+            return apply(*operands).square().sum()
 
         with force(implementation):
-            y = apply(first, second)
-            both = torch.func.vmap(apply)(*pair)
-            torch.testing.assert_close(both, torch.stack([y, 4 * y, y]))
-            one = torch.func.vmap(apply, (None, 0))(first, pair[1])
-            torch.testing.assert_close(one, torch.stack([y, 2 * y, -y]))
-            moved = torch.func.vmap(apply, (1, None), 1)(pair[0].movedim(0, 1), second)
-            torch.testing.assert_close(moved, torch.stack([y, 2 * y, -y], 1))
-            grad = torch.func.grad(loss)(first, second)
-            grads = torch.func.vmap(torch.func.grad(loss), (0, None))(pair[0], second)
-            torch.testing.assert_close(grads, torch.stack([grad, 2 * grad, -grad]))
+            wanted = torch.stack([apply(*slices) for slices in zip(*stacks, strict=True)])
+            torch.testing.assert_close(torch.func.vmap(apply)(*stacks), wanted)
+            for k, stack in enumerate(stacks):
+                one = [*operands[:k], stack, *operands[k + 1 :]]
+                where_in = tuple(0 if other == k else None for other in range(len(operands)))
+                wanted = torch.stack([apply(*operands[:k], x, *operands[k + 1 :]) for x in stack])
+                torch.testing.assert_close(torch.func.vmap(apply, where_in)(*one), wanted)
+            one = [stacks[0].movedim(0, 1), *operands[1:]]
+            where_in = tuple(1 if other == 0 else None for other in range(len(operands)))
+            wanted = torch.stack([apply(x, *operands[1:]) for x in stacks[0]], 1)
+            torch.testing.assert_close(torch.func.vmap(apply, where_in, 1)(*one), wanted)
+            # Per-sample gradients: every sample sees the same other operands.
+            grad = torch.func.grad(loss)
+            wanted = torch.stack([grad(x, *operands[1:]) for x in stacks[0]])
+            where_in = (0, *(None for _ in operands[1:]))
+            grads = torch.func.vmap(grad, where_in)(stacks[0], *operands[1:])
+            torch.testing.assert_close(grads, wanted)
 
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-    @pytest.mark.parametrize("index", [0, 1, 2])
-    def test_meta_tensors_tell_shape_and_strides(self, index, memory_format, where):
+    @pytest.mark.parametrize("number", [0, 1, 2])
+    def test_meta_tensors_tell_shape_and_strides(self, number, memory_format, where):
         device, implementation = where
-        case = self.cases[index]
-        operands = [x.to(device) for x in self.operands(case)]
-        operands = [x.to(memory_format=memory_format) if x.dim() == 4 else x for x in operands]
-        meta = self.apply(case, *(x.to("meta") for x in operands))
+        case = self.cases[number]
+        operands = each(lambda x: x.to(device), self.operands(case))
+        operands = each(
+            lambda x: x.to(memory_format=memory_format) if x.dim() == 4 else x, operands
+        )
+        meta = self.apply(case, *each(lambda x: x.to("meta"), operands))
         with force(implementation):
             real = self.apply(case, *operands)
         assert (meta.shape, meta.dtype) == (real.shape, real.dtype)
@@ -346,32 +198,33 @@ class OpContract:
     def test_compiles_without_graph_break(self, device):
         """One graph for two sizes, with its backward, equal to eager."""
 
-        def function(case: Any, first: Tensor, second: Tensor) -> Tensor:
-            return 2 * self.apply(case, first.sin(), second)
+        def function(case: Any, first: Tensor, *rest: Tensor | None) -> Tensor:
+            return 2 * self.apply(case, first.sin(), *rest)
 
         torch._dynamo.reset()
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
         # The case is the same object for both sizes: a constant of the graph.
-        for index, sizes in enumerate((self.dynamic, self.resized(self.dynamic))):
+        for number, sizes in enumerate((self.dynamic, self.resized(self.dynamic))):
             operands = self.drawn(sizes, device)
-            with torch._dynamo.config.patch(error_on_recompile=index > 0):
+            with torch._dynamo.config.patch(error_on_recompile=number > 0):
                 got = self.with_gradients(compiled, operands)
             torch.testing.assert_close(got, self.with_gradients(function, operands))
 
-    def with_gradients(self, function: Callable[..., Tensor], operands: list[Tensor]):
+    def with_gradients(self, function: Callable[..., Tensor], operands: Operands):
         """Return output and gradients."""
         output = function(self.dynamic, *operands)
-        return [output.detach(), *torch.autograd.grad(output.square().sum(), operands)]
+        return [output.detach(), *torch.autograd.grad(output.square().sum(), present(operands))]
 
     @pytest.mark.parametrize("how", ["torch.export", "reference_ops"])
     def test_exports_to_plain_aten(self, how, device):
-        contract, case = self, self.cases[0]
+        drawn = each(lambda x: x.to(device), self.operands(self.cases[0]))
+        apply = self.packed(self.cases[0], drawn)
 
         class Module(torch.nn.Module):
-            def forward(self, first: Tensor, second: Tensor) -> Tensor:
-                return contract.apply(case, first, second)
+            def forward(self, *operands: Tensor) -> Tensor:
+                return apply(*operands)
 
-        operands = tuple(x.to(device) for x in self.operands(case))
+        operands = tuple(present(drawn))
         with _library.reference_ops() if how == "reference_ops" else nullcontext():
             program = torch.export.export(Module(), operands)
         called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
@@ -379,21 +232,22 @@ class OpContract:
         assert all(name.startswith("aten.") for name in called), called
         torch.testing.assert_close(program.module()(*operands), Module()(*operands))
 
-    def test_autocast_casts_both_operands(self, device):
-        first, second = self.drawn(self.cases[0], device, torch.float32)
+    def test_autocast_casts_all_operands(self, device):
+        operands = self.drawn(self.cases[0], device, torch.float32)
+        mixed = [operands[0], *each(Tensor.bfloat16, operands[1:])]
         with torch.autocast(device, torch.bfloat16):
-            output = self.apply(self.cases[0], first, second)
-            mixed = self.apply(self.cases[0], first, second.bfloat16())
-        assert output.dtype == mixed.dtype == torch.bfloat16
-        assert torch.equal(output, mixed)
+            output = self.apply(self.cases[0], *operands)
+            again = self.apply(self.cases[0], *mixed)
+        assert output.dtype == again.dtype == torch.bfloat16
+        assert torch.equal(output, again)
         output.float().square().sum().backward()
-        for x in (first, second):
+        for x in present(operands):
             assert x.grad.dtype == torch.float32
             assert x.grad.isfinite().all()
 
     def test_runs_in_inference_mode(self, where):
         device, implementation = where
-        operands = [x.to(device) for x in self.operands(self.small)]
+        operands = each(lambda x: x.to(device), self.operands(self.small))
         with force(implementation):
             wanted = self.apply(self.small, *operands)
             with torch.inference_mode():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from op_contract import force
+from implementations import force
 
 from volution.ops import (
     _library,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import parity
 import pytest
 import torch
-from op_contract import CUDA, IMPLEMENTATIONS, OpContract, force, identify
+from implementations import CUDA, IMPLEMENTATIONS, force, identify
+from op_contract import OpContract
 from torch import nn
 from torch.nn import functional as F
 

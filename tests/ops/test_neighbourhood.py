@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from implementations import IMPLEMENTATIONS, force, identify
 from neighbourhood_cases import (
     CASES,
     DYNAMIC,
@@ -13,7 +14,7 @@ from neighbourhood_cases import (
     gather_by_definition,
     scatter_by_definition,
 )
-from op_contract import IMPLEMENTATIONS, OpContract, force, identify
+from op_contract import OpContract
 
 from volution.ops import correlate, gather, scatter
 from volution.ops._shared.neighbourhood import reference

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from implementations import IMPLEMENTATIONS, INTERPRETED, force, identify, supports
 from neighbourhood_cases import Case, gather_by_definition
-from op_contract import IMPLEMENTATIONS, INTERPRETED, force, identify, supports
 
 from volution.ops import correlate, gather, reference_ops, scatter, window_offsets
 
