@@ -4,12 +4,13 @@ A file of theirs may hold the network under ``state_dict`` or ``model``, average
 it, names that begin with ``module.`` (their parallel training) or ``backbone.`` (their
 classifiers, detectors and segmenters), and layers other than the backbone's. Renaming inside a
 layer is that layer's own business: it happens in load hooks (``Module.register_load_state_dict
-_pre_hook``), which run here too, so that nothing is written twice.
+_pre_hook``), which run here too, so that nothing is written twice. A family whose layers have
+other places in the authors' networks says so with :func:`renames_official`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,19 @@ _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _BACKBONE = "backbone."
 _HEAD = "head."
 _SHOWN = 5
+
+Rename = Callable[[dict[str, Any], str], None]
+_RENAMES: list[Rename] = []
+
+
+def renames_official(rename: Rename) -> Rename:
+    """Let a function rename the keys of a family's checkpoints, before they are loaded.
+
+    It gets a state dict and the prefix of the network in it, and changes the dict in place if it
+    recognises its family by the names; otherwise it leaves the dict alone.
+    """
+    _RENAMES.append(rename)
+    return rename
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -129,10 +143,21 @@ def strip_official_names(
                 state_dict[prefix + key[len(backbone) :]] = state_dict.pop(key)
             elif not key.startswith(f"{prefix}{_HEAD}"):
                 del state_dict[key]  # a neck, or the head of a detector
-    head = getattr(model, "head", None)
-    if head is None or next(head.parameters(), None) is None:
-        for key in [key for key in state_dict if key.startswith(f"{prefix}{_HEAD}")]:
-            del state_dict[key]
+    for rename in _RENAMES:
+        rename(state_dict, prefix)
+    _fit_head(getattr(model, "head", None), state_dict, f"{prefix}{_HEAD}")
+
+
+def _fit_head(head: nn.Module | None, state_dict: dict[str, Any], prefix: str) -> None:
+    """Drop what a head has no place for; a norm that dense copies do not have stays as it is."""
+    own = set() if head is None else {name for name, _ in head.named_parameters()}
+    if not any(name.startswith("fc.") for name in own):
+        found = any(key.startswith(prefix) for key in state_dict)
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            if not own or key.startswith(f"{prefix}fc."):
+                del state_dict[key]
+        if head is not None and own and not found:
+            state_dict.update({f"{prefix}{k}": v for k, v in head.state_dict().items()})
 
 
 def _differences(
@@ -149,7 +174,7 @@ def _differences(
     shapes = [
         f"{k} is {tuple(state[k].shape)}, not {tuple(own[k])}"
         for k in own
-        if k in state and not _same_shape(state[k].shape, own[k])
+        if k in state and not _same_shape(state[k].shape, own[k]) and not _fits(model, k, state[k])
     ]
     lines = [
         _line("missing", missing),
@@ -164,6 +189,13 @@ def _differences(
 def _same_shape(theirs: Sequence[int], ours: Sequence[int]) -> bool:
     # Old files keep counters in one dimension; PyTorch loads them into none.
     return tuple(theirs) == tuple(ours) or (tuple(theirs) == (1,) and not ours)
+
+
+def _fits(model: nn.Module, key: str, stored: Tensor) -> bool:
+    """Return whether the layer of a parameter takes it over in its stored shape."""
+    place, _, name = key.rpartition(".")
+    fits = getattr(model.get_submodule(place), "fits_shape", None)
+    return fits is not None and bool(fits(name, tuple(stored.shape)))
 
 
 def _line(kind: str, items: list[str]) -> str:

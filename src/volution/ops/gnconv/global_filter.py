@@ -136,10 +136,10 @@ def _prepared(
     weight: Tensor, rows: int, columns: int, dtype: torch.dtype, products: bool
 ) -> tuple[Tensor, ...]:
     """Return what :func:`_prepare` makes of a weight, from an earlier call where that is right."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return _prepare(weight, rows, columns, dtype, products)
     # Subclasses are the tensors of tracers; what inference mode made has no count of its changes.
-    may_keep = type(weight) is nn.Parameter and not weight.is_inference()
-    busy = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if busy or not may_keep:
+    if type(weight) is not nn.Parameter or weight.is_inference():
         return _prepare(weight, rows, columns, dtype, products)
     entries: dict[Any, tuple[Tensor | None, int, tuple[Tensor, ...]]]
     entries = _PREPARED.setdefault(weight, {})
