@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import timm
 
-from volution.models import rednet
+from volution.models import rednet, van
 from volution.models.official import load_official
 from volution.models.rednet import RedNet
+from volution.models.van import VAN
 
-__all__ = ["RedNet", "list_models", "load_official", "rednet", "reported_top1"]
+__all__ = [
+    "VAN",
+    "RedNet",
+    "list_models",
+    "load_official",
+    "rednet",
+    "reported_top1",
+    "van",
+]
 
-_FAMILIES = (rednet,)
+_FAMILIES = (rednet, van)
 _REPORTED_TOP1 = {name: top1 for family in _FAMILIES for name, top1 in family.REPORTED_TOP1.items()}
 
 

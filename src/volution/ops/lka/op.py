@@ -106,8 +106,9 @@ def _check(
     for name, bias in given.items():
         _checks.check_rank(name, bias, "C")
         _checks.check_size(name, bias, (channels,), "C")
-    # Under autocast the tensors may differ: each pass casts its own.
-    if not torch.is_autocast_enabled(input.device.type):
+    # Under autocast the tensors may differ: each pass casts its own. The meta device has none.
+    device = input.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
         given |= {
             "local_weight": local_weight,
             "dilated_weight": dilated_weight,

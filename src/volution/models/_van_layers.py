@@ -1,0 +1,217 @@
+"""The layers of VAN: blocks, their form for inference, and the authors' names for all of it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from volution.ops import DepthwiseConv2d, LKAttention
+from volution.ops._shared.folding import (
+    batch_norm_affine,
+    fold_child_norm,
+    with_affine_input,
+    with_affine_output,
+)
+from volution.ops._shared.pointwise import pointwise
+
+# One call in traced graphs, so that symbolic tracing does not stop at its choices.
+torch.fx.wrap("pointwise")
+
+
+class Mlp(nn.Module):
+    """Widen the channels, filter each with a 3 by 3 kernel, GELU, narrow them again.
+
+    Args:
+        dim: Channels of input and output.
+        hidden: Channels between.
+        device: Where the parameters live.
+        dtype: What the parameters are.
+
+    Shape:
+        ``(N, dim, H, W)`` to the same.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.fc1 = nn.Conv2d(dim, hidden, 1, **where)
+        self.dwconv = DepthwiseConv2d(hidden, 3, activation="gelu", **where)
+        self.fc2 = nn.Conv2d(hidden, dim, 1, **where)
+        self.register_load_state_dict_pre_hook(_rename_depthwise)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dwconv(pointwise(x, self.fc1.weight, self.fc1.bias))
+        return pointwise(x, self.fc2.weight, self.fc2.bias)
+
+
+class Block(nn.Module):
+    """Large-kernel attention and an MLP, each on a normalised map, scaled, beside a shortcut.
+
+    Args:
+        dim: Channels of input and output.
+        mlp_ratio: Width of the MLP in multiples of ``dim``.
+        kernel_size: Of the attention, see :class:`volution.ops.LKA`.
+        dilation: Of the attention.
+        drop_path: Probability of leaving a branch out, in training.
+        layer_scale_init_value: What the scales of the branches start from.
+        device: Where the parameters live.
+        dtype: What the parameters are.
+
+    Shape:
+        ``(N, dim, H, W)`` to the same.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float = 4.0,
+        kernel_size: int = 21,
+        dilation: int = 3,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float = 1e-2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.layer_scale_1 = nn.Parameter(torch.full((dim,), layer_scale_init_value, **where))
+        self.layer_scale_2 = nn.Parameter(torch.full((dim,), layer_scale_init_value, **where))
+        self.norm1 = nn.BatchNorm2d(dim, **where)
+        self.attn = LKAttention(dim, kernel_size, dilation, **where)
+        self.norm2 = nn.BatchNorm2d(dim, **where)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **where)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A scale for each channel commutes with leaving whole branches out.
+        scale_1, scale_2 = self.layer_scale_1[:, None, None], self.layer_scale_2[:, None, None]
+        x = torch.addcmul(x, self.drop_path(self.attn(self.norm1(x))), scale_1)
+        return torch.addcmul(x, self.drop_path(self.mlp(self.norm2(x))), scale_2)
+
+    def fuse(self) -> FusedBlock:
+        """Return a block that computes the same without norms and layer scales."""
+        return FusedBlock(self)
+
+
+class FusedBlock(nn.Module):
+    """A block of a VAN in evaluation, norms and layer scales folded into its convolutions.
+
+    With the first norm a x + b of each channel, the attention's own shortcut and the block's are
+    one: x + s (f(a x + b) + a x + b) = s f(a x + b) + s b + (1 + s a) x.
+
+    Args:
+        block: The block to fold, in evaluation mode; it is left as it is.
+
+    Shape:
+        ``(N, dim, H, W)`` to the same.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        weight = block.layer_scale_1
+        scale, shift = batch_norm_affine(block.norm1)
+        outer = weight.detach().double()
+        shortcut = (1 + outer * scale).to(weight.dtype)
+        self.shortcut = nn.Parameter(shortcut, weight.requires_grad)
+        attn, mlp = block.attn, block.mlp
+        self.attn = copy.deepcopy(attn)
+        self.attn.proj_1 = with_affine_input(attn.proj_1, scale, shift)
+        self.attn.proj_2 = with_affine_output(attn.proj_2, outer, outer * shift)
+        self.mlp = copy.deepcopy(mlp)
+        self.mlp.fc1 = with_affine_input(mlp.fc1, *batch_norm_affine(block.norm2))
+        self.mlp.fc2 = with_affine_output(mlp.fc2, block.layer_scale_2)
+        self.train(block.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.addcmul(self.attn.branch(x), x, self.shortcut[:, None, None])
+        return self.mlp(x) + x  # type: ignore[no-any-return]
+
+
+class PatchEmbed(nn.Module):
+    """A strided convolution that makes the map smaller, and its norm.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side of the kernel, odd.
+        stride: Step between output pixels.
+        device: Where the parameters live.
+        dtype: What the parameters are.
+
+    Shape:
+        ``(N, in_channels, H, W)`` to ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        padding = kernel_size // 2
+        self.proj = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, **where)
+        self.norm = nn.BatchNorm2d(out_channels, **where)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))  # type: ignore[no-any-return]
+
+    def fuse(self) -> PatchEmbed:
+        """Return a copy whose norm is folded into its convolution."""
+        fused = copy.deepcopy(self)
+        fold_child_norm(fused, "proj", "norm")
+        return fused
+
+
+class Stage(nn.Sequential):
+    """``downsample``, the blocks by number, and ``norm``."""
+
+    def __init__(self, layers: OrderedDict[str, nn.Module]) -> None:
+        super().__init__(layers)
+        # Here too, for feature extractors: they take the stages out of the network.
+        self.register_load_state_dict_pre_hook(rename_official)  # type: ignore[no-untyped-call]
+
+
+def rename_official(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Accept the authors' names, in which a stage's layers are the network's own."""
+    base = re.sub(r"stage\d+\.$", "", prefix)
+    for key in [key for key in state_dict if key.startswith(base)]:
+        name = _own_name(key[len(base) :])
+        state_dict[base + name] = state_dict.pop(key)
+
+
+def _own_name(name: str) -> str:
+    """Return our name of a parameter of the authors.
+
+    >>> [_own_name(n) for n in ("patch_embed1.norm.bias", "block4.0.norm1.bias", "norm2.bias")]
+    ['stage1.downsample.norm.bias', 'stage4.0.norm1.bias', 'stage2.norm.bias']
+    """
+    name = re.sub(r"^patch_embed(\d+)\.", r"stage\1.downsample.", name)
+    name = re.sub(r"^block(\d+)\.", r"stage\1.", name)
+    name = re.sub(r"^norm(\d+)\.", r"stage\1.norm.", name)
+    return re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)
+
+
+def _rename_depthwise(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
+) -> None:
+    """Accept the authors' names, in which the depthwise convolution is inside another module."""
+    theirs = f"{prefix}dwconv.dwconv."
+    for key in [key for key in state_dict if key.startswith(theirs)]:
+        state_dict[f"{prefix}dwconv.{key[len(theirs) :]}"] = state_dict.pop(key)
