@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import timm
 
-from volution.models import rednet, van
+from volution.models import hornet, rednet, van
+from volution.models.hornet import HorNet
 from volution.models.official import load_official
 from volution.models.rednet import RedNet
 from volution.models.van import VAN
 
 __all__ = [
     "VAN",
+    "HorNet",
     "RedNet",
+    "hornet",
     "list_models",
     "load_official",
     "rednet",
@@ -24,7 +27,7 @@ __all__ = [
     "van",
 ]
 
-_FAMILIES = (rednet, van)
+_FAMILIES = (hornet, rednet, van)
 _REPORTED_TOP1 = {name: top1 for family in _FAMILIES for name, top1 in family.REPORTED_TOP1.items()}
 
 

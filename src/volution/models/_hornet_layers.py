@@ -110,28 +110,32 @@ def downsample(
     return nn.Sequential(LayerNorm2d(in_channels, **where), conv)
 
 
+# Where the authors count stages from 0, "{}" stands for the number counted from 1.
 _PLACES = (
-    (r"downsample_layers\.(\d)\.", lambda m: f"stage{int(m[1]) + 1}.downsample."),
-    (r"stages\.(\d)\.", lambda m: f"stage{int(m[1]) + 1}."),
+    (r"downsample_layers\.(\d)\.", "stage{}.downsample."),
+    (r"stages\.(\d)\.", "stage{}."),
     (r"norm\.", "head.norm."),
     (r"head\.(?=weight|bias)", "head.fc."),
-    # Of the copies for detection and segmentation, which normalise each output.
-    (r"norm[0-3]\.", ""),
 )
+# Of the copies for detection and segmentation, which normalise each output: no place here.
+_OUTPUT_NORM = re.compile(r"norm[0-3]\.")
 
 
 @renames_official
 def _rename_official_layers(state_dict: dict[str, Any], prefix: str) -> None:
-    """Put the authors' layers in their places here; their norms of single outputs have none."""
+    """Put the authors' layers in their places here."""
     if f"{prefix}stages.0.0.gnconv.proj_in.weight" not in state_dict:
         return
     for key in [key for key in state_dict if key.startswith(prefix)]:
         value, name = state_dict.pop(key), key[len(prefix) :]
-        for pattern, place in _PLACES:
-            match = re.match(pattern, name)
-            if match:
-                start = place if isinstance(place, str) else place(match)
-                name = start + name[match.end() :] if start else ""
-                break
-        if name:
-            state_dict[prefix + name] = value
+        if not _OUTPUT_NORM.match(name):
+            state_dict[prefix + _place(name)] = value
+
+
+def _place(name: str) -> str:
+    for pattern, place in _PLACES:
+        match = re.match(pattern, name)
+        if match:
+            number = int(match[1]) + 1 if match.lastindex else ""
+            return place.format(number) + name[match.end() :]
+    return name

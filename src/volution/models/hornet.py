@@ -159,7 +159,7 @@ class HorNet(Pyramid):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm | GlobalLocalFilter):
-                module.reset_parameters()  # type: ignore[no-untyped-call]
+                module.reset_parameters()
             elif isinstance(module, Block):
                 for gamma in (module.gamma1, module.gamma2):
                     if gamma is not None:
