@@ -187,7 +187,7 @@ class TestArguments:
     def test_dtype(self, name, dtype):
         net = timm.create_model(name, widths=narrow(name), dtype=dtype)
         assert {p.dtype for p in net.parameters()} == {dtype}
-        assert {b.dtype for b in net.buffers() if b.is_floating_point()} == {dtype}
+        assert {b.dtype for b in net.buffers() if b.is_floating_point()} <= {dtype}
         net.reset_classifier(3)
         assert net(images().to(dtype)).dtype == dtype
 
