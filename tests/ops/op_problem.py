@@ -77,6 +77,10 @@ class OpProblem:
         """Return the operands of an empty batch."""
         return each(lambda x: x[:0], operands)
 
+    def shape_without_batch(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the output's shape for an empty batch, given that for a full one."""
+        return 0, *shape[1:]
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         # The parameters depend on the inheriting class, so decorators cannot give them.
         values = {"layout": LAYOUTS, "device": DEVICES, "where": IMPLEMENTATIONS}
