@@ -179,6 +179,7 @@ def bench(
     *,
     out: Path | None = None,
     quick: bool = False,
+    only: str = "",
     json: bool = False,
 ) -> int:
     """Measure speed against the plain formulations, behind a correctness gate.
@@ -186,12 +187,13 @@ def bench(
     Args:
         what: Operators or whole networks.
         out: JSON file to write.
-        quick: A rough look, in under a minute.
+        quick: A rough look, with small images and without compiled forms.
+        only: Run the cases whose name contains this, such as 'van_b2' or 'dw7x7 d3*56'.
         json: Write JSON instead of a table.
     """
     from volution import bench as benchmark
 
-    return benchmark.run(what, out=out, quick=quick, as_json=json)
+    return benchmark.run(what, out=out, quick=quick, only=only, as_json=json)
 
 
 def quickstart(out: Path = Path("runs/quickstart"), epochs: int = 15) -> int:
@@ -274,7 +276,8 @@ class _ConfigFile(jsonargparse.ActionConfigFile):
     """A configuration file, by its path or as the name of a recipe."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        super().__call__(parser, cfg, str(find_config(values)), option_string)
+        path = str(find_config(values))
+        super().__call__(parser, cfg, path, option_string)  # type: ignore[no-untyped-call]
 
 
 def _add_arguments(

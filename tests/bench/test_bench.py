@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 
 import parity
 import pytest
@@ -9,8 +10,9 @@ import torch
 from networks import images, twin
 
 from volution import bench
-from volution.bench import peers, runner
-from volution.bench.cases import involution
+from volution.bench import contest, memory, peers, peers_van, runner
+from volution.bench.cases import depthwise, involution, networks, scaling
+from volution.cli import main
 from volution.ops import Involution2d, involution2d
 
 
@@ -55,33 +57,168 @@ class TestRunner:
         forms = {"slow": lambda: time.sleep(0.004), "quick": lambda: time.sleep(0.001)}
         assert runner.fastest(forms, "cpu") == "quick"
 
+    def test_a_form_that_is_far_behind_is_not_run_again(self):
+        calls = []
+        forms = {"quick": lambda: None, "slow": lambda: calls.append(time.sleep(0.3))}
+        assert runner.fastest(forms, "cpu") == "quick"
+        assert len(calls) == 2  # what settling takes
+
+    def test_peers_come_in_every_form(self):
+        seen = {}
+
+        def work(function, x, flat):
+            layout = "last" if x.stride(1) == 1 else "contiguous"
+            return lambda: seen.setdefault((layout, function is torch.relu))
+
+        x = torch.randn(2, 3, 4, 5)
+        found = contest.forms(torch.relu, (x, torch.randn(3)), work, compiled=False)
+        assert list(found) == ["contiguous, eager", "channels_last, eager"]
+        for form in found.values():
+            form()
+        assert set(seen) == {("contiguous", True), ("last", True)}
+
+    def test_the_closest_rival_is_the_one_that_counts(self):
+        peers = {"contiguous, eager": lambda: time.sleep(0.006),
+                 "contiguous, compiled": lambda: time.sleep(0.003)}  # fmt: skip
+        ours = partial(time.sleep, 0.001)
+        found = contest.against_each_mode(ours, peers, "plain", "cpu", 0.05)
+        assert found["peer"] == "plain, contiguous, compiled"
+        assert [rival["peer"] for rival in found["peers"]] == [
+            "plain, contiguous, eager", "plain, contiguous, compiled",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("wrong", [1.001, float("nan")])
+    def test_the_gate(self, wrong):
+        want = torch.ones(3, dtype=torch.float64)
+        contest.check_close("right", want.float(), want, 1e-5)
+        with pytest.raises(contest.WrongResultError, match=r"ours: error .* allowed 1e-05"):
+            contest.check_close("ours", wrong * want, want, 1e-5)
+
 
 class TestRun:
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch):
         monkeypatch.setattr(involution, "STAGES", ((32, 6),))
+        monkeypatch.setattr(depthwise, "CASES", (depthwise.Case(7, 3, 16, 9),))
+        monkeypatch.setattr(scaling, "SIDES", (8, 16, 32))
 
     def test_results_carry_machine_versions_and_commit(self, tmp_path, capsys):
         path = tmp_path / "deep" / "ops.json"
         assert bench.run("ops", out=path, quick=True) == 0
         record = json.loads(path.read_text())
         assert {"schema", "machine", "versions", "commit", "peaks", "results"} <= set(record)
-        assert [(r["dtype"], r["direction"]) for r in record["results"]] == [
-            (dtype, direction)
+        timed = [r for r in record["results"] if "ratio" in r]
+        assert [(r["case"], r["dtype"], r["direction"]) for r in timed] == [
+            (case, dtype, direction)
+            for case in ("dw7x7 d3 16x9²", "involution 32x6²")
             for dtype in ("float32", "bfloat16")
             for direction in ("forward", "backward")
         ]
-        assert all(r["ratio"]["median"] > 0 and r["gbps"] > 0 for r in record["results"])
-        assert "involution 32x6²" in capsys.readouterr().out
+        assert all(r["ratio"]["median"] > 0 and r["gbps"] > 0 for r in timed)
+        assert all(len(r["ms"]) == 3 for r in record["results"] if "slope" in r)
+        shown = capsys.readouterr()
+        assert "involution 32x6²" in shown.out
+        assert "LKA(64) scaling: time grows with pixels to the power" in shown.out
+        assert "dw7x7 d3 16x9² bfloat16 backward: " in shown.err
 
-    def test_nothing_is_timed_or_written_if_a_contestant_is_wrong(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(
-            involution, "unfold_involution2d", lambda *a: 1.01 * peers.unfold_involution2d(*a)
-        )
+    @pytest.mark.parametrize(
+        ("module", "function"),
+        [(involution, "unfold_involution2d"), (depthwise, "framework_conv2d"),
+         (depthwise, "depthwise_conv2d")],
+    )  # fmt: skip
+    def test_nothing_is_timed_or_written_if_a_contestant_is_wrong(
+        self, tmp_path, monkeypatch, module, function
+    ):
+        right = getattr(module, function)
+        monkeypatch.setattr(module, function, lambda *a, **k: _grown(right(*a, **k)))
         path = tmp_path / "ops.json"
         assert bench.run("ops", out=path, quick=True) == 1
         assert not path.exists()
 
+    def test_only_some_cases(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["bench", "ops", "--quick", "--only=DW7x7*x9", "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert {r["case"] for r in record["results"]} == {"dw7x7 d3 16x9²"}
+        assert not list(tmp_path.iterdir())
+        assert main(["bench", "ops", "--quick", "--only=windmill"]) == 2
+        assert "the name of no case contains 'windmill'" in capsys.readouterr().err
+
     def test_what_is_named(self):
         with pytest.raises(ValueError, match="what must be ops or models, got 'speed'"):
             bench.run("speed")
+
+
+def _grown(result):
+    """A result that is off by a little more than a gate lets through, in one value."""
+    result = result.clone()
+    result[(0,) * result.dim()] += 0.2 * result.abs().max()
+    return result
+
+
+class TestNetworks:
+    @pytest.fixture(autouse=True)
+    def one(self, monkeypatch):
+        plain = partial(peers_van.PlainVAN, dims=(32, 64, 160, 256), depths=(3, 3, 5, 2))
+        monkeypatch.setattr(networks, "NETWORKS", {"van_b0": plain})
+        # In this process: another one would not know the small network.
+        monkeypatch.setattr(networks, "_peak_memory", memory.peak_mib)
+
+    def run(self, **settings):
+        return list(networks.measure("cpu", size=64, budget=0.05, compiled=False, **settings))
+
+    def test_inference_and_training(self):
+        inference, training = self.run()
+        assert inference["case"] == "van_b0 inference, ours, eager; peer eager"
+        assert training["case"] == "van_b0 training step"
+        for result in (inference, training):
+            assert result["ours"].startswith("ours")
+            assert result["peer"].startswith("plain")
+            assert result["ratio"]["median"] > 0
+        assert training["memory_share"] > 0
+
+    def test_a_choice_of_cases(self):
+        (result,) = self.run(wanted=lambda name: "inference" in name)
+        assert result["direction"] == "forward"
+        assert self.run(wanted=lambda name: False) == []
+
+    def test_the_compiled_and_fused_forms_are_made(self, monkeypatch):
+        # Compiling itself takes minutes.
+        monkeypatch.setattr(torch, "compile", lambda net: net)
+        found = networks._contestants("van_b0", "cpu", size=64, compiled=True)
+        assert set(found) == {
+            f"{form}, {layout}"
+            for form in ("ours, eager", "plain, eager", "plain, compiled")
+            for layout in ("contiguous", "channels_last")
+        } | {"ours, fused, compiled, channels_last"}
+        networks._check_equal("van_b0", found)
+
+    def test_a_wrong_network_is_not_timed(self, monkeypatch):
+        class Wrong(peers_van.PlainVAN):
+            def forward(self, x):
+                return 1.001 * super().forward(x)
+
+        def build(name, form, *args, right=networks.build, **settings):
+            net = right(name, form, *args, **settings)
+            if form == "plain":
+                net.__class__ = Wrong
+            return net
+
+        monkeypatch.setattr(networks, "build", build)
+        with pytest.raises(contest.WrongResultError, match="van_b0, ours, eager"):
+            self.run(wanted=lambda name: "inference" in name)
+        with pytest.raises(contest.WrongResultError, match="van_b0, gradient of the image"):
+            self.run(wanted=lambda name: "training" in name)
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_every_network_equals_its_plain_formulation(name):
+    ours, plain = (
+        networks.build(name, form, "cpu", torch.channels_last, size=64).double().eval()
+        for form in ("ours", "plain")
+    )
+    x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        want = plain(x)
+        assert (ours(x) - want).abs().max() < 1e-7 * want.abs().max()
+    networks.check_gradients(name, "cpu")

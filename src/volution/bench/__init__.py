@@ -6,6 +6,7 @@ that. Contestants take turns in one process, and what is reported is the ratio o
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 
 from volution._support.environment import environment
-from volution.bench.cases import involution, rednet
-from volution.bench.cases.involution import WrongResultError
+from volution.bench.cases import depthwise, involution, networks, scaling
+from volution.bench.contest import Wanted, WrongResultError
 from volution.bench.peaks import measure_peaks
 
 __all__ = ["WrongResultError", "measure_models", "measure_ops", "run", "run_gpu", "write_results"]
@@ -25,17 +26,34 @@ SCHEMA = 1
 
 
 def measure_ops(
-    device: str, dtypes: list[torch.dtype], *, quick: bool = False
+    device: str, dtypes: list[torch.dtype], *, quick: bool = False, only: str = ""
 ) -> Iterator[dict[str, Any]]:
-    """Yield the operator cases; ``quick`` leaves the compiled peers out and spends less time."""
-    budget, batch = (0.5 if quick else 3.0), (128 if device == "cuda" else 4)
-    yield from involution.measure(device, dtypes, batch=batch, budget=budget, compiled=not quick)
+    """Yield the operator cases; ``quick`` leaves the compiled peers out and spends less time.
+
+    ``only`` is a pattern as of :mod:`fnmatch`, which a part of a case's name has to match.
+    """
+    batch, wanted = (128 if device == "cuda" else 4), _chooser(only)
+    settings: dict[str, Any] = {"batch": batch, "compiled": not quick, "wanted": wanted}
+    yield from depthwise.measure(device, dtypes, budget=0.2 if quick else 1.0, **settings)
+    yield from involution.measure(device, dtypes, budget=0.5 if quick else 3.0, **settings)
+    sides = scaling.SIDES[:3] if quick else scaling.SIDES
+    yield from scaling.measure(device, budget=0.1 if quick else 1.0, sides=sides, wanted=wanted)
 
 
-def measure_models(device: str, *, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the network cases; ``quick`` runs small images and leaves compiling out."""
-    size, budget = (64, 1.0) if quick else (224, 20.0)
-    yield from rednet.measure(device, size=size, budget=budget, compiled=not quick)
+def measure_models(device: str, *, quick: bool = False, only: str = "") -> Iterator[dict[str, Any]]:
+    """Yield the network cases; ``quick`` runs small images and leaves compiling out.
+
+    ``only`` is as in :func:`measure_ops`.
+    """
+    size, budget = (64, 0.5) if quick else (224, 8.0)
+    yield from networks.measure(
+        device, size=size, budget=budget, compiled=not quick, wanted=_chooser(only)
+    )
+
+
+def _chooser(only: str) -> Wanted:
+    pattern = f"*{only.lower()}*"
+    return lambda name: fnmatch.fnmatchcase(name.lower(), pattern)
 
 
 def run_gpu(dtypes: Sequence[str] = ("float32", "bfloat16")) -> dict[str, Any]:
@@ -47,7 +65,12 @@ def run_gpu(dtypes: Sequence[str] = ("float32", "bfloat16")) -> dict[str, Any]:
 
 
 def run(
-    what: str = "ops", *, out: Path | None = None, quick: bool = False, as_json: bool = False
+    what: str = "ops",
+    *,
+    out: Path | None = None,
+    quick: bool = False,
+    only: str = "",
+    as_json: bool = False,
 ) -> int:
     """Measure, show a table and write the results.
 
@@ -55,17 +78,19 @@ def run(
         what: ``"ops"`` or ``"models"``.
         out: File to write; a name made of machine and version in the current folder's
             ``benchmarks/results`` by default.
-        quick: A rough look in under a minute.
+        quick: A rough look, with small images and without compiled forms.
+        only: Run the cases whose name contains this, wildcards allowed, and write nothing unless
+            ``out`` is given.
         as_json: Write JSON to standard output instead of the table.
 
     Returns:
         0, or 1 if a contestant computed something wrong (nothing is written then).
 
     Raises:
-        ValueError: If ``what`` is neither of the two.
+        ValueError: If ``what`` is neither of the two, or no case matches ``only``.
     """
     from volution._support.console import log
-    from volution.bench.table import print_json, show
+    from volution.bench.table import print_json, progress, show
 
     if what not in ("ops", "models"):
         raise ValueError(f"what must be ops or models, got {what!r}")
@@ -73,26 +98,30 @@ def run(
     with log.status("measuring what this machine can do at best"):
         peaks = measure_peaks(device)
     cases = (
-        measure_ops(device, [torch.float32, torch.bfloat16], quick=quick)
+        measure_ops(device, [torch.float32, torch.bfloat16], quick=quick, only=only)
         if what == "ops"
-        else measure_models(device, quick=quick)
+        else measure_models(device, quick=quick, only=only)
     )
     results = []
     try:
         with log.status(f"measuring {what}") as status:
             for result in cases:
                 results.append(result)
-                status.update(f"measured {result['case']} {result['dtype']} {result['direction']}")
+                status.update(f"measuring {what}, {len(results)} done")
+                log.print(progress(result), markup=False)
     except WrongResultError as error:
         log.print(f"[red]wrong result, nothing measured:[/] {error}")
         return 1
+    if not results:
+        raise ValueError(f"only: the name of no case contains {only!r}")
     record = {"what": what, "quick": quick, "device": device, "peaks": peaks, "results": results}
-    path = write_results(record, out)
     if as_json:
         print_json({"schema": SCHEMA, **environment(), **record})
     else:
         show(record)
-    log.print(f"written to {path}")
+    # A part must not take the place of the whole.
+    if out is not None or not only:
+        log.print(f"written to {write_results(record, out)}")
     return 0
 
 

@@ -10,14 +10,21 @@ from pathlib import Path
 
 import torch
 
-from volution.bench.cases import rednet
+from volution.bench.cases import networks
+from volution.bench.contest import LAYOUTS
 
 
-def peak_mib(name: str, device: str, size: int) -> float:
-    """Return the MiB that two training steps add to what the process holds before them."""
-    form, _, label = name.partition(", ")
-    layout = torch.channels_last if label == "channels_last" else torch.contiguous_format
-    step = rednet.training_step(form, device, layout, size=size)
+def peak_mib(name: str, who: str, device: str, size: int) -> float:
+    """Return the MiB that two training steps add to what the process holds before them.
+
+    Args:
+        name: A network.
+        who: Its form and memory format, such as ``"ours, channels_last"``.
+        device: Where it is trained.
+        size: Side of the images.
+    """
+    form, _, label = who.partition(", ")
+    step = networks.training_step(name, form, device, LAYOUTS[label], size=size)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -47,4 +54,5 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps({"peak_mib": peak_mib(sys.argv[1], sys.argv[2], int(sys.argv[3]))}))
+    found = peak_mib(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    sys.stdout.write(json.dumps({"peak_mib": found}))

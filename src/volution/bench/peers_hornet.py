@@ -51,7 +51,7 @@ class _GlobalLocalFilter(nn.Module):
         spectrum = torch.fft.rfft2(
             far.to(torch.promote_types(x.dtype, torch.float32)), norm="ortho"
         )
-        weight = self.complex_weight
+        weight: Tensor = self.complex_weight
         if weight.shape[1:3] != spectrum.shape[2:]:
             size = (spectrum.shape[2], spectrum.shape[3])
             images = weight.permute(3, 0, 1, 2)
@@ -102,7 +102,7 @@ class _Block(nn.Module):
         x = x + self.gamma1[:, None, None] * self.gnconv(self.norm1(x))
         inner = self.norm2(x.permute(0, 2, 3, 1))
         inner = self.gamma2 * self.pwconv2(self.act(self.pwconv1(inner)))
-        return x + inner.permute(0, 3, 1, 2)
+        return x + inner.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class PlainHorNet(nn.Module):

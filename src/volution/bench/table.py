@@ -15,6 +15,14 @@ def print_json(record: dict[str, Any]) -> None:
     out.print_json(json.dumps(record))
 
 
+def progress(result: dict[str, Any]) -> str:
+    """Return one line on a result that has just been measured."""
+    words = f"{result['case']} {result['dtype']} {result['direction']}"
+    if "slope" in result:
+        return f"{words}: slope {result['slope']:.2f}"
+    return f"{words}: {_time(result['ours_ms']['median'])} ms, {result['ratio']['median']:.1f}x"
+
+
 def show(record: dict[str, Any]) -> None:
     """Print one line for each case, and the machine's peaks they are held against."""
     peaks = record["peaks"]
@@ -24,6 +32,8 @@ def show(record: dict[str, Any]) -> None:
         left = title in ("case", "", "pass")
         table.add_column(title, justify="left" if left else "right", no_wrap=title != "case")
     for result in record["results"]:
+        if "slope" in result:
+            continue
         ratio = result["ratio"]
         share = f"{100 * result['gbps'] / peaks['copy_gbps']:.0f}%" if "gbps" in result else ""
         table.add_row(
@@ -38,8 +48,15 @@ def show(record: dict[str, Any]) -> None:
             share,
             f"{result['gflops']:.0f}" if "gflops" in result else "",
         )
-    out.print(table)
+    if table.row_count:
+        out.print(table)
     for result in record["results"]:
+        if "slope" in result:
+            first, last = result["sides"][0], result["sides"][-1]
+            out.print(
+                f"{result['case']}: time grows with pixels to the power {result['slope']:.2f}, "
+                f"{first}² to {last}²"
+            )
         if "memory_share" in result:
             out.print(
                 f"{result['case']}: peak memory {result['ours_peak_mib']:.0f} MiB against "

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from volution.bench import runner
+from volution.bench import contest, runner
+from volution.bench.contest import Wanted, check_close, dtype_name
 from volution.bench.peers import unfold_involution2d
 from volution.ops import _native, involution2d
 from volution.ops._shared.neighbourhood import reference, window_offsets
@@ -25,12 +26,14 @@ GROUP_CHANNELS = 16
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-class WrongResultError(RuntimeError):
-    """A contestant does not compute what it should; its time would mean nothing."""
-
-
 def measure(
-    device: str, dtypes: list[torch.dtype], *, batch: int, budget: float, compiled: bool
+    device: str,
+    dtypes: list[torch.dtype],
+    *,
+    batch: int,
+    budget: float,
+    compiled: bool,
+    wanted: Wanted = lambda name: True,
 ) -> Iterator[dict[str, Any]]:
     """Yield one result for each stage, dtype and direction.
 
@@ -40,22 +43,25 @@ def measure(
         batch: Images.
         budget: Seconds for each pair of contestants.
         compiled: Let the peer run under :func:`torch.compile` as well, and keep its fastest form.
+        wanted: Chooses cases by name.
     """
     for dtype in dtypes:
         for channels, side in STAGES:
-            x, kernel, grad = _operands(device, dtype, batch, channels, side)
             name = f"involution {channels}x{side}²"
+            if not wanted(name):
+                continue
+            x, kernel, grad = _operands(device, dtype, batch, channels, side)
             check(x, kernel, grad)
             for direction in ("forward", "backward"):
                 ours = _work(involution2d, x, kernel, grad, direction)
                 peers = _peers(x, kernel, grad, direction, compiled=compiled)
-                times, rivals = _against_each_mode(ours, peers, device, budget)
+                times = contest.against_each_mode(ours, peers, "unfold", device, budget)
                 result: dict[str, Any] = {
                     "case": name,
-                    "dtype": _name(dtype),
+                    "dtype": dtype_name(dtype),
                     "direction": direction,
+                    **times,
                 }
-                result |= {**times, "peers": rivals}
                 result |= _rates(x, kernel, direction, times["ours_ms"]["median"])
                 if device == "cpu" and direction == "forward" and _native.library is not None:
                     # Repeated, so the 7 by 7 map is measured where it lives: in the cache.
@@ -65,25 +71,8 @@ def measure(
                 yield result
 
 
-def _against_each_mode(
-    ours: runner.Work, peers: dict[str, runner.Work], device: str, budget: float
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Pair ours with the peer's fastest eager and fastest compiled form.
-
-    Returns the times against the fastest of all, and those against each mode.
-    """
-    rivals = []
-    for mode in ("eager", "compiled"):
-        forms = {name: work for name, work in peers.items() if name.endswith(mode)}
-        if forms:
-            best = runner.fastest(forms, device)
-            times = runner.paired(ours, forms[best], device, budget=budget)
-            rivals.append({"peer": f"unfold, {best}", **times})
-    return min(rivals, key=lambda rival: rival["ratio"]["median"]), rivals
-
-
 def check(x: Tensor, kernel: Tensor, grad: Tensor) -> None:
-    """Raise :class:`WrongResultError` unless ours and the peer agree with float64."""
+    """Raise ``WrongResultError`` unless ours and the peer agree with float64."""
     offsets = window_offsets(KERNEL_SIZE)
     wide = (x.double(), kernel.flatten(2, 3).double(), grad.double())
     want = (
@@ -98,14 +87,9 @@ def check(x: Tensor, kernel: Tensor, grad: Tensor) -> None:
         for part, one, other in zip(
             ("output", "grad input", "grad kernel"), got, want, strict=True
         ):
-            error = ((one.double() - other).abs().max() / other.abs().max()).item()
             # The unfold formulation rounds every product in half precision; ours only the result.
             allowed = TOLERANCE[x.dtype] * (8 if name == "unfold" else 1)
-            if not error <= allowed:
-                raise WrongResultError(
-                    f"{name}, {part}, {tuple(x.shape)} {x.dtype}: error {error:.1e} of the largest "
-                    f"value, allowed {allowed:.0e}"
-                )
+            check_close(f"{name}, {part}, {tuple(x.shape)} {x.dtype}", one, other, allowed)
 
 
 def _operands(
@@ -137,18 +121,13 @@ def _work(
 def _peers(
     x: Tensor, kernel: Tensor, grad: Tensor, direction: str, *, compiled: bool
 ) -> dict[str, runner.Work]:
-    peers = {}
-    for layout in (torch.contiguous_format, torch.channels_last):
-        form = str(layout).removeprefix("torch.").removesuffix("_format")
-        a, dy = (t.contiguous(memory_format=layout) for t in (x, grad))
-        k = kernel.flatten(1, 3).contiguous(memory_format=layout).view_as(kernel)
-        peers[f"{form}, eager"] = _work(unfold_involution2d, a, k, dy, direction)
-        if compiled:
-            torch._dynamo.reset()
-            quick = torch.compile(unfold_involution2d, dynamic=False)
-            peers[f"{form}, compiled"] = _work(quick, a, k, dy, direction)
-            peers[f"{form}, compiled"]()
-    return peers
+    """Return the peer's forms; a pixel's kernel is laid out as the layer before makes it."""
+
+    def work(function: Callable[..., Tensor], x: Tensor, flat: Tensor, grad: Tensor) -> runner.Work:
+        return _work(function, x, flat.view_as(kernel), grad, direction)
+
+    operands = (x, kernel.flatten(1, 3), grad)
+    return contest.forms(unfold_involution2d, operands, work, compiled=compiled)
 
 
 def _raw_gather(x: Tensor, kernel: Tensor) -> runner.Work:
@@ -173,7 +152,3 @@ def _rates(x: Tensor, kernel: Tensor, direction: str, milliseconds: float) -> di
         "gbps": _bytes(x, kernel, direction) / milliseconds / 1e6,
         "gflops": flops / milliseconds / 1e6,
     }
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,148 @@
+"""Depthwise convolution at the sizes of VAN and HorNet: forward, and backward for all gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from volution.bench import contest, runner
+from volution.bench.contest import Wanted, check_close, dtype_name
+from volution.ops import depthwise_conv2d
+
+
+class Case(NamedTuple):
+    """One convolution, with a bias, of a map that is as high as wide."""
+
+    kernel_size: int
+    dilation: int
+    channels: int
+    side: int
+
+    @property
+    def name(self) -> str:
+        """Return what the table calls it, such as ``dw7x7 d3 64x56²`` for a dilation of 3."""
+        step = f" d{self.dilation}" if self.dilation > 1 else ""
+        return f"dw{self.kernel_size}x{self.kernel_size}{step} {self.channels}x{self.side}²"
+
+
+CASES = (
+    *(Case(7, 3, channels, side) for channels, side in ((64, 56), (128, 28), (320, 14), (512, 7))),
+    *(Case(k, 1, channels, side) for k in (7, 5, 3) for channels, side in ((64, 56), (320, 14))),
+)
+
+# Error allowed against float64, as a share of the largest value: the output is a sum of K * K
+# products and is rounded once, a weight's gradient is one of N * H * W.
+TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 4e-3)}
+
+
+def measure(
+    device: str,
+    dtypes: list[torch.dtype],
+    *,
+    batch: int,
+    budget: float,
+    compiled: bool,
+    wanted: Wanted = lambda name: True,
+) -> Iterator[dict[str, Any]]:
+    """Yield one result for each case, dtype and direction; the peer is the framework's own.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        dtypes: Dtypes to run.
+        batch: Images.
+        budget: Seconds for each pair of contestants.
+        compiled: Let the peer run under :func:`torch.compile` as well, and keep its fastest form.
+        wanted: Chooses cases by name.
+    """
+    for dtype in dtypes:
+        for case in CASES:
+            if not wanted(case.name):
+                continue
+            operands = _operands(case, device, dtype, batch)
+            ours = partial(depthwise_conv2d, dilation=case.dilation)
+            peer = partial(framework_conv2d, dilation=case.dilation)
+            check(case.name, {"ours": ours, "conv2d": peer}, peer, operands)
+            for direction in ("forward", "backward"):
+                peers = contest.forms(peer, operands, partial(_work, direction), compiled=compiled)
+                times = contest.against_each_mode(
+                    _work(direction, ours, *operands), peers, "conv2d", device, budget
+                )
+                yield {
+                    "case": case.name,
+                    "dtype": dtype_name(dtype),
+                    "direction": direction,
+                    **times,
+                    **_rates(case, operands[0], direction, times["ours_ms"]["median"]),
+                }
+
+
+def framework_conv2d(x: Tensor, weight: Tensor, bias: Tensor, *, dilation: int) -> Tensor:
+    """Filter each channel by itself with the framework's grouped convolution."""
+    padding = dilation * (weight.shape[-1] // 2)
+    return F.conv2d(x, weight, bias, 1, padding, dilation, groups=x.shape[1])
+
+
+def check(
+    name: str,
+    contestants: dict[str, Callable[..., Tensor]],
+    definition: Callable[..., Tensor],
+    operands: tuple[Tensor, ...],
+) -> None:
+    """Raise ``WrongResultError`` unless every contestant agrees with float64."""
+    want = _results(definition, [t.double() for t in operands])
+    for who, function in contestants.items():
+        parts = ("output", "grad input", "grad weight", "grad bias")
+        for part, got, correct in zip(parts, _results(function, operands), want, strict=True):
+            once, summed = TOLERANCE[operands[0].dtype]
+            # The framework sums weights' gradients of half precision in half precision.
+            slack = 8 if who != "ours" and operands[0].dtype != torch.float32 else 1
+            allowed = slack * (once if part in parts[:2] else summed)
+            check_close(f"{name}, {who}, {part}, {operands[0].dtype}", got, correct, allowed)
+
+
+def _results(function: Callable[..., Tensor], operands: Any) -> tuple[Tensor, ...]:
+    *inputs, grad = (t.detach() for t in operands)
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    y = function(*inputs)
+    return y.detach(), *torch.autograd.grad(y, inputs, grad)
+
+
+def _operands(case: Case, device: str, dtype: torch.dtype, batch: int) -> tuple[Tensor, ...]:
+    """Return map, weight, bias and output gradient, channels-last as the networks make them."""
+    generator = torch.Generator().manual_seed(case.channels)
+    k, c, side = case.kernel_size, case.channels, case.side
+    shapes = ((batch, c, side, side), (c, 1, k, k), (c,), (batch, c, side, side))
+    drawn = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    x, weight, bias, grad = drawn
+    last = torch.channels_last
+    return x.contiguous(memory_format=last), weight, bias, grad.contiguous(memory_format=last)
+
+
+def _work(
+    direction: str,
+    function: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grad: Tensor,
+) -> runner.Work:
+    if direction == "forward":
+        return torch.no_grad()(partial(function, x, weight, bias))
+    inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    y = function(*inputs)
+    return partial(torch.autograd.grad, y, inputs, grad, retain_graph=True)
+
+
+def _rates(case: Case, x: Tensor, direction: str, milliseconds: float) -> dict[str, float]:
+    forward = direction == "forward"
+    flops = 2 * x.numel() * case.kernel_size**2 * (1 if forward else 2)
+    maps = 2 if forward else 3
+    return {
+        "gbps": maps * x.numel() * x.element_size() / milliseconds / 1e6,
+        "gflops": flops / milliseconds / 1e6,
+    }
