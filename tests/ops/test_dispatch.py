@@ -20,7 +20,7 @@ from volution.ops import (
     scatter,
     window_offsets,
 )
-from volution.ops._shared.neighbourhood import native, reference
+from volution.ops._shared.neighbourhood import native
 
 NAMES = {"gather", "scatter", "correlate"}
 
@@ -126,69 +126,6 @@ class TestReport:
         assert {(row["implementation"], row["why"]) for row in rows} == {
             ("reference", "triton is not installed")
         }
-
-
-class TestTriton:
-    """What the launchers decide before a kernel runs; the kernels are under the contract."""
-
-    @pytest.fixture
-    def plan(self):
-        pytest.importorskip("triton")
-        from volution.ops._shared.neighbourhood import triton_plan
-
-        return triton_plan
-
-    @pytest.mark.parametrize("stride", [1, 2])
-    def test_images_beyond_32_bits_use_wide_offsets(self, plan, monkeypatch, stride):
-        """The wide path on a small image; a real one would need 8 GiB."""
-        monkeypatch.setattr(plan, "_INT32_LIMIT", 0)
-        side = -(-5 // stride)
-        x, k = torch.randn(2, 3, 5, 5).double(), torch.randn(2, 1, 9, side, side).double()
-        offsets = (-1, -1, -1, 0, -1, 1, 0, -1, 0, 0, 0, 1, 1, -1, 1, 0, 1, 1)
-        w = torch.randn(2, 3, side, side).double()
-        wanted = [
-            reference.gather(x, k, offsets, stride),
-            reference.scatter(w, k, offsets, (5, 5), stride),
-            reference.correlate(w, x, offsets, 1, stride),
-        ]
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        x, k, w = x.to(device), k.to(device), w.to(device)
-        with force("triton"):
-            got = [
-                torch.ops.volution.gather(x, k, offsets, stride),
-                torch.ops.volution.scatter(w, k, offsets, (5, 5), stride),
-                torch.ops.volution.correlate(w, x, offsets, 1, stride),
-            ]
-        torch.testing.assert_close([t.cpu() for t in got], wanted)
-
-    def test_reach_counts_the_image_and_not_the_batch(self, plan):
-        image = torch.empty(2, 3, 4, 5)
-        assert plan._reach(image) == 59
-        assert plan._reach(image.expand(2, 3, 4, 5)) == 59
-        assert plan._reach(torch.empty(1, 1, 1, 1).expand(2, 9, 9, 9)) == 0
-        huge = torch.empty(4, 2**10, 2**11, 2**10, device="meta")
-        assert plan._reach(huge) == 2**31 - 1
-
-    @pytest.mark.parametrize("fast", [True, False])
-    @pytest.mark.parametrize("width", [1, 3, 16, 20, 64, 300])
-    @pytest.mark.parametrize("size", [(1, 1), (7, 7), (1, 500), (56, 56)])
-    def test_tiles_are_powers_of_two_and_fit_registers(self, plan, size, width, fast):
-        tile = plan.tile(8, width, *size, fast)
-        assert all(side & (side - 1) == 0 for side in tile)
-        rows, columns, groups, channels = tile
-        assert 1 <= rows * columns * groups * channels <= 2048
-
-    def test_windows_are_recognised(self, plan):
-        from volution.ops import window_offsets
-
-        for size in (1, 3, 7, 15):
-            assert plan._window(window_offsets(size)) == (size, 1)
-        assert plan._window(window_offsets(3, 5)) == (3, 5)
-        assert plan._window((0, 1)) == (0, 0)
-        assert plan._window((0, 0, 0, 1)) == (0, 0)
-        # A mirrored window is one with a negative step.
-        assert plan._window(tuple(-step for step in window_offsets(3))) == (3, -1)
-        assert plan._window(window_offsets(17)) == (0, 0)
 
 
 def test_import_is_light():

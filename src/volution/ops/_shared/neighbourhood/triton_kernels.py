@@ -20,7 +20,6 @@ contiguous one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from volution.ops._shared.layout import empty_kernel, empty_map
 from volution.ops._shared.neighbourhood.triton_plan import Plan
+from volution.ops._shared.tiles import on_device_of
 
 
 @triton.jit
@@ -337,9 +337,5 @@ def _launch(
 ) -> None:
     steps = (step for tensor in tensors for step in tensor.stride())
     accumulator = tl.float64 if tensors[0].dtype == torch.float64 else tl.float32
-    # Triton launches on the current device, which need not be the one of the tensors.
-    device: AbstractContextManager[Any] = (
-        torch.cuda.device(tensors[0].device) if tensors[0].is_cuda else nullcontext()
-    )
-    with device:
+    with on_device_of(tensors[0]):
         kernel[(programs,)](*tensors, table, *sizes, *steps, ACC=accumulator, **plan.constants)

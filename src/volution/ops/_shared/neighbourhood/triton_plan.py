@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from volution.ops._shared.layout import is_channels_last
+from volution.ops._shared.tiles import blocks, needs_64_bits, power_of_2
 
 _WIDEST_WINDOW = 15
-_INT32_LIMIT = 2**31
 # Farther offsets lie outside every image; cutting them here keeps row numbers in 32 bits.
 _FAR = 2**29
 
@@ -48,15 +48,15 @@ class Plan:
         offsets = tuple(offsets)
         fast = is_channels_last(first)
         bh, bw, bg, bc = tile(groups, group_channels, *size, fast)
-        tiles_w = _blocks(size[1], bw)
-        tiles = _blocks(size[0], bh) * tiles_w
-        channel_blocks = _blocks(group_channels, bc)
-        programs = first.shape[0] * tiles * _blocks(groups, bg) * channel_blocks
+        tiles_w = blocks(size[1], bw)
+        tiles = blocks(size[0], bh) * tiles_w
+        channel_blocks = blocks(group_channels, bc)
+        programs = first.shape[0] * tiles * blocks(groups, bg) * channel_blocks
         window, dilation = _window(offsets)
-        wide = max(map(_reach, (first, second, out))) >= _INT32_LIMIT
         constants = {
             "CG": group_channels, "STRIDE": stride, "WINDOW": window, "DILATION": dilation,
-            "BH": bh, "BW": bw, "BG": bg, "BC": bc, "FAST": fast, "WIDE": wide,
+            "BH": bh, "BW": bw, "BG": bg, "BC": bc, "FAST": fast,
+            "WIDE": needs_64_bits(first, second, out),
         }  # fmt: skip
         return cls(programs, tiles_w, tiles, channel_blocks, offsets, first.device, constants)
 
@@ -86,28 +86,13 @@ def tile(groups: int, group_channels: int, h: int, w: int, fast: bool) -> tuple[
     - Contiguous: 32 columns are what a warp reads in one piece, and 128 pixels leave a whole group
       to one thread, so that correlate sums its channels without crossing warps.
     """
-    bc = min(_power_of_2(group_channels), 64 if fast else 16)
-    bg = min(_power_of_2(groups), max(1, 16 // bc))
+    bc = min(power_of_2(group_channels), 64 if fast else 16)
+    bg = min(power_of_2(groups), max(1, 16 // bc))
     pixels = min(128, max(16, 1024 // (bc * bg))) if fast else 128
-    high, wide = _power_of_2(h), _power_of_2(w)
+    high, wide = power_of_2(h), power_of_2(w)
     bw = min(wide, 8 if fast else 32)
     bh = min(high, pixels // bw)
     return bh, min(wide, pixels // bh), bg, bc
-
-
-def _blocks(size: int, block: int) -> int:
-    return (size + block - 1) // block
-
-
-def _power_of_2(size: int) -> int:
-    """Return the smallest power of two that is not below ``size``."""
-    return 1 << (size - 1).bit_length()
-
-
-def _reach(tensor: Tensor) -> int:
-    """Return the distance in elements from the first to the last of one batch item."""
-    pairs = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
-    return sum((size - 1) * step for size, step in pairs)
 
 
 @lru_cache(maxsize=1024)
