@@ -67,8 +67,36 @@ ALWAYS_INLINE void V(tile)(const depthwise *g, const V(elem) * x, const V(elem) 
     V(finish)(g, y, n, row, col, d, c, sum, T, R);
 }
 
+/* The same for any K: a row of taps is walked in pieces, of four to seven taps if K is above 7. */
+ALWAYS_INLINE void V(tile_any_k)(const depthwise *g, const V(elem) * x, const V(elem) * weight,
+                                V(elem) * y, int64_t n, int64_t row, int64_t col, int64_t c,
+                                const int T, const int R) {
+    const int64_t d = g->dilation, half = g->K / 2, step = d * g->full.col, tap = g->tap;
+    const int64_t pieces = (g->K + 6) / 7;
+    V(vec) sum[8][4];
+    V(start)(g, n, c, sum, T, R);
+    for (int64_t u = max64(0, half - row / d); u < min64(g->K, half + (g->H - 1 - row) / d + 1); u++) {
+        const V(elem) *line = x + (row + d * (u - half)) * g->full.row + c;
+        for (int64_t piece = 0; piece < pieces; piece++) {
+            const int64_t v = piece * g->K / pieces, size = (piece + 1) * g->K / pieces - v;
+            const int64_t skip = half - v - col / d, stop = skip + col / d + (g->W - 1 - col) / d + 1;
+            const int inside = skip <= 0 && stop >= T + size - 1;
+            const V(elem) *from = line + (col + d * (v - half)) * g->full.col;
+            const V(elem) *own = weight + (u * g->K + v) * tap + c;
+            switch (size) {
+            case 3: V(walk)(from, step, own, tap, sum, skip, stop, inside, 3, T, R); break;
+            case 4: V(walk)(from, step, own, tap, sum, skip, stop, inside, 4, T, R); break;
+            case 5: V(walk)(from, step, own, tap, sum, skip, stop, inside, 5, T, R); break;
+            case 6: V(walk)(from, step, own, tap, sum, skip, stop, inside, 6, T, R); break;
+            default: V(walk)(from, step, own, tap, sum, skip, stop, inside, 7, T, R);
+            }
+        }
+    }
+    V(finish)(g, y, n, row, col, d, c, sum, T, R);
+}
+
 /* Any K and stride: T pixels next to each other. */
-ALWAYS_INLINE void V(tile_any)(const depthwise *g, const V(elem) * x, const V(elem) * weight,
+ALWAYS_INLINE void V(tile_any_stride)(const depthwise *g, const V(elem) * x, const V(elem) * weight,
                                V(elem) * y, int64_t n, int64_t row, int64_t col, int64_t c,
                                const int T, const int R) {
     const int64_t s = g->stride, half = g->K / 2 * g->dilation;
@@ -108,37 +136,50 @@ typedef void V(tile_fn)(const depthwise *g, const V(elem) * x, const V(elem) * w
                         V(elem) * y, int64_t n, int64_t row, int64_t col, int64_t c) {            \
         V(call)(g, x, weight, y, n, row, col, c, __VA_ARGS__);                                    \
     }
-TILE_FN(any_4, tile_any, 4, 1)
-TILE_FN(any_1, tile_any, 1, 1)
+TILE_FN(any_4, tile_any_stride, 4, 1)
+TILE_FN(any_1, tile_any_stride, 1, 1)
 
-/* Tiles of constant K for the widest vectors only: narrower ones serve few channels. */
-#if BYTES == VOLUTION_VECTOR_BYTES && ELEMENT != 2
-#define WALKS 1
-/* Units that a tile is wide: 16 registers hold 7 sums of one vector, 32 those of two. */
-#if BYTES == 64
-#define WIDE (2 / PARTS)
-#else
-#define WIDE 1
+/* Tiles of 1 to 7 pixels. With 16 registers the sums of 7 pixels may be one vector wide, with 32
+ * two; the narrow ones serve fewer channels than that. */
+#if ELEMENT != 2
+#define WIDE (BYTES == 64 ? 2 / PARTS : 1)
+#define TILES_OF(name, call, ...)                                                                 \
+    TILE_FN(name##_1, call, __VA_ARGS__ 1, R)                                                     \
+    TILE_FN(name##_2, call, __VA_ARGS__ 2, R)                                                     \
+    TILE_FN(name##_3, call, __VA_ARGS__ 3, R)                                                     \
+    TILE_FN(name##_4, call, __VA_ARGS__ 4, R)                                                     \
+    TILE_FN(name##_5, call, __VA_ARGS__ 5, R)                                                     \
+    TILE_FN(name##_6, call, __VA_ARGS__ 6, R)                                                     \
+    TILE_FN(name##_7, call, __VA_ARGS__ 7, R)
+#define LIST_OF(name)                                                                             \
+    {V(name##_1), V(name##_2), V(name##_3), V(name##_4), V(name##_5), V(name##_6), V(name##_7)}
+#define COMMA ,
+#define R WIDE
+TILES_OF(wide_any, tile_any_k, )
+#if BYTES == VOLUTION_VECTOR_BYTES
+TILES_OF(wide_3, tile, 3 COMMA)
+TILES_OF(wide_5, tile, 5 COMMA)
+TILES_OF(wide_7, tile, 7 COMMA)
+static V(tile_fn) *const V(wide_tiles)[4][7] = {LIST_OF(wide_3), LIST_OF(wide_5), LIST_OF(wide_7),
+                                                LIST_OF(wide_any)};
+#else /* for few channels: one code for all K */
+static V(tile_fn) *const V(wide_tiles)[4][7] = {LIST_OF(wide_any), LIST_OF(wide_any),
+                                                LIST_OF(wide_any), LIST_OF(wide_any)};
 #endif
-#define TILES_OF(K)                                                                               \
-    TILE_FN(wide_##K##_1, tile, K, 1, WIDE)                                                       \
-    TILE_FN(wide_##K##_2, tile, K, 2, WIDE)                                                       \
-    TILE_FN(wide_##K##_3, tile, K, 3, WIDE)                                                       \
-    TILE_FN(wide_##K##_4, tile, K, 4, WIDE)                                                       \
-    TILE_FN(wide_##K##_5, tile, K, 5, WIDE)                                                       \
-    TILE_FN(wide_##K##_6, tile, K, 6, WIDE)                                                       \
-    TILE_FN(wide_##K##_7, tile, K, 7, WIDE)
-#define LIST_OF(K)                                                                                \
-    {V(wide_##K##_1), V(wide_##K##_2), V(wide_##K##_3), V(wide_##K##_4),                          \
-     V(wide_##K##_5), V(wide_##K##_6), V(wide_##K##_7)}
-TILES_OF(3)
-TILES_OF(5)
-TILES_OF(7)
-static V(tile_fn) *const V(wide_tiles)[3][7] = {LIST_OF(3), LIST_OF(5), LIST_OF(7)};
+#undef R
+#if BYTES == 64 && ELEMENT == 0
+#define R 1
+TILES_OF(narrow_any, tile_any_k, )
+#undef R
+static V(tile_fn) *const V(narrow_tiles)[4][7] = {LIST_OF(narrow_any), LIST_OF(narrow_any),
+                                                  LIST_OF(narrow_any), LIST_OF(narrow_any)};
+#else
+#define narrow_tiles wide_tiles
+#endif
 #undef TILES_OF
 #undef LIST_OF
+#undef COMMA
 #else
-#define WALKS 0
 #define WIDE 1
 #endif
 #undef TILE_FN
@@ -178,8 +219,9 @@ static void V(along)(const depthwise *g, const V(columns) * k, const V(elem) * x
 }
 
 static int V(conv)(const depthwise *g, const void *full, void *small) {
-    const int walks = WALKS && g->stride == 1 && g->K >= 3 && g->K <= 7 && g->C >= WIDE * UNIT;
-    const int64_t unit = walks ? WIDE * UNIT : UNIT, classes = walks ? min64(g->dilation, g->w) : 1;
+    const int walks = ELEMENT != 2 && g->stride == 1 && g->K >= 3;
+    const int wide = walks && g->C >= WIDE * UNIT;
+    const int64_t unit = wide ? WIDE * UNIT : UNIT, classes = walks ? min64(g->dilation, g->w) : 1;
     const division d = divide(g, g->h, g->w, unit);
 #pragma omp parallel for num_threads(g->threads) schedule(static)
     for (int64_t task = 0; task < g->N * d.row_blocks * d.channel_blocks; task++) {
@@ -191,11 +233,12 @@ static int V(conv)(const depthwise *g, const void *full, void *small) {
         const V(elem) *weight = (const V(elem) *)g->weight + (g->B > 1) * n * g->kernel;
         for (int64_t first = 0; first < classes; first++) {
             V(columns) k = {g->w >= 4 ? V(any_4) : V(any_1), 0, g->w, g->w >= 4 ? 4 : 1, 1, unit};
-#if WALKS
+#if ELEMENT != 2
             if (walks) {
                 const int64_t pixels = class_size(g, first), size = tile_for(pixels, 7);
-                k = (V(columns)){V(wide_tiles)[g->K / 2 - 1][size - 1], first, pixels, size,
-                                 g->dilation, unit};
+                const int64_t kind = min64(g->K / 2, 4) - 1;
+                V(tile_fn) *tile = (wide ? V(wide_tiles) : V(narrow_tiles))[kind][size - 1];
+                k = (V(columns)){tile, first, pixels, size, g->dilation, unit};
             }
 #endif
             (g->K <= 3 ? V(along) : V(down))(g, &k, x, weight, small, n, row, end, c, stop);
@@ -203,5 +246,5 @@ static int V(conv)(const depthwise *g, const void *full, void *small) {
     }
     return 0;
 }
-#undef WALKS
 #undef WIDE
+#undef narrow_tiles
