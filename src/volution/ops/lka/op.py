@@ -73,10 +73,8 @@ def lka2d(
     near = depthwise_conv2d(input, local_weight, local_bias)
     far = depthwise_conv2d(near, dilated_weight, dilated_bias, dilation=dilation)
     attention = pointwise(far, pointwise_weight, pointwise_bias)
-    # Other dtypes under autocast: the product then has the wider one.
-    if torch.is_grad_enabled() or attention.dtype != input.dtype:
-        return attention * input
-    return attention.mul_(input)
+    gate = input.to(attention.dtype)  # under autocast
+    return attention * gate if torch.is_grad_enabled() else attention.mul_(gate)
 
 
 def _check(
