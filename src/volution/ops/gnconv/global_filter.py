@@ -121,6 +121,8 @@ def _filtered(input: Tensor, complex_weight: Tensor) -> Tensor:
     height, width = input.shape[2:]
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     products = uses_products(height, width, input.device.type)
+    if not products and input.numel() == 0:
+        products = True  # FFT libraries refuse empty batches
     weight = _prepared(complex_weight, height, width // 2 + 1, dtype, products)
     x = input.to(dtype)
     if products:
