@@ -1,13 +1,16 @@
 """Datasets: which images, in which order, and what happens to those that cannot be read."""
 
+import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import small
 import torch
 from PIL import Image
 
 from volution import data
+from volution.data import transforms
 
 
 @pytest.fixture
@@ -160,3 +163,20 @@ def test_augmentation_depends_on_seed_and_epoch_alone_and_disturbs_nobody(colour
     assert not torch.equal(first, pixels(1))
     torch.manual_seed(5)
     assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("policy", ["rand-m15-mstd0.5-inc1", "original", "v0", "augmix-m10"])
+def test_policies_at_their_strongest_take_every_image(policy, mode):
+    channels = len(mode)
+    config = data.InputConfig(channels, 16, (0.5,) * channels, (0.5,) * channels)
+    transform = config.training_transform(data.Augmentation(auto_augment=policy))
+    image = Image.effect_noise((20, 20), 80).convert(mode)
+    random.seed(0)
+    assert all(transform(image).shape == (channels, 16, 16) for _ in range(200))
+
+
+def test_no_bit_kept_is_black():
+    image = Image.new("RGB", (3, 2), (200, 100, 50))
+    assert np.asarray(transforms._posterize(image, 0)).tolist() == [[[0, 0, 0]] * 3] * 2
+    assert transforms._posterize(image, 2).getpixel((0, 0)) == (192, 64, 0)

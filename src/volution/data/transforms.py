@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
@@ -81,7 +82,7 @@ class InputConfig:
             interpolation=self.interpolation,
             **settings,
         )
-        return transform
+        return _posterizing_to_black(transform)
 
     def to_json(self) -> str:
         """Return the settings as JSON, for a checkpoint's metadata."""
@@ -92,3 +93,23 @@ class InputConfig:
         """Read what :meth:`to_json` wrote."""
         settings = json.loads(text)
         return cls(**{**settings, "mean": tuple(settings["mean"]), "std": tuple(settings["std"])})
+
+
+def _posterizing_to_black(transform: Any) -> Any:
+    """Let strong augmentation policies keep no bit at all, as they do at their greatest magnitude.
+
+    Newer versions of Pillow raise then, where older ones gave the black image that is meant.
+    """
+    for step in getattr(transform, "transforms", ()):
+        groups = [getattr(step, "ops", ()), *getattr(step, "policy", ())]
+        for operation in (operation for group in groups for operation in group):
+            if getattr(operation, "aug_fn", None) is auto_augment.posterize:
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    kept: Image.Image = auto_augment.posterize(image, bits_to_keep, **settings)
+    return kept
