@@ -51,32 +51,38 @@ def filter_by_products(input: Tensor, real: Tensor, imag: Tensor, matrices: Matr
 
 def dft_matrices(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Matrices:
     """Make the matrices; traceable, also where the sizes are symbols."""
-    k = width // 2 + 1
-    cos, sin = _waves(width, k, device)  # K W
-    j = torch.arange(k, device=device)
+    cos, sin, j, n = _waves(width, width // 2 + 1, device)  # K W
     # All columns stand for their conjugates too, but for the constant and, in even widths, the
     # fastest wave; the sines of these two are zero, which drops what should not be there.
-    twice = torch.where(2 * j % width == 0, 1.0, 2.0).double()[:, None] / width
+    twice = torch.where(2 * j % n == 0, 1.0, 2.0).double() / n  # K 1
     columns = torch.cat([cos, -sin])
     columns_back = torch.cat([cos * twice, -sin * twice]).transpose(0, 1)
-    cos, sin = _waves(height, height, device)  # H H
+    cos, sin, _, n = _waves(height, height, device)  # H H
     # (row out, part out, row in, part in); a spectrum is the sum of x exp(-i angle).
     forth = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], 1)
     side = 2 * height
-    back_real = torch.stack([cos, sin], 1).reshape(side, height) / height
-    back_imag = torch.stack([-sin, cos], 1).reshape(side, height) / height
+    back_real = torch.stack([cos, sin], 1).reshape(side, height) / n
+    back_imag = torch.stack([-sin, cos], 1).reshape(side, height) / n
     made = (columns, forth.reshape(side, side), back_real, back_imag, columns_back)
     return Matrices(*(matrix.to(dtype).contiguous() for matrix in made))
 
 
-def _waves(n: int, frequencies: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of ``2 pi j t / n``, for each frequency j and place t."""
+def _waves(
+    size: int, frequencies: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return cosine and sine of ``2 pi j t / size``, the frequencies j, and ``size``.
+
+    All of them as tensors: where the size is a symbol, exporters divide by tensors only.
+    """
+    t = torch.arange(size, device=device)
+    n = t[-1:] + 1
     j = torch.arange(frequencies, device=device)[:, None]
     # Whole turns are taken off in integers: large angles would lose their last digits.
-    turn = j * torch.arange(n, device=device) % n
+    turn = j * t % n
     angle = turn.double() * (2 * math.pi) / n
     # Half turns exactly zero.
-    return angle.cos(), torch.where(2 * turn % n == 0, torch.zeros_like(angle), angle.sin())
+    sin = torch.where(2 * turn % n == 0, torch.zeros_like(angle), angle.sin())
+    return angle.cos(), sin, j, n
 
 
 @lru_cache(maxsize=64)
