@@ -4,16 +4,19 @@ from volution.analysis.confusion import confusion_picture
 from volution.analysis.cost import Cost, Stage, network_cost
 from volution.analysis.curves import curves_picture
 from volution.analysis.kernels import KernelMaps, kernel_maps, kernels_picture
+from volution.analysis.large_kernels import border_effect, large_kernel_picture
 from volution.analysis.samples import samples_picture
 
 __all__ = [
     "Cost",
     "KernelMaps",
     "Stage",
+    "border_effect",
     "confusion_picture",
     "curves_picture",
     "kernel_maps",
     "kernels_picture",
+    "large_kernel_picture",
     "network_cost",
     "samples_picture",
 ]
