@@ -4,6 +4,7 @@ import onnx
 import pytest
 import timm
 import torch
+from networks import images, liven
 
 from volution import deploy, ops
 from volution.deploy.windows import gather_windows, window_ops
@@ -78,6 +79,25 @@ def test_a_difference_is_found(exported):
     other = timm.create_model("rednet26", num_classes=3, widths=(32, 32, 32, 32))
     assert not deploy.check_onnx(other, torch.randn(2, 3, 32, 32), path).passed
     assert not deploy.OnnxCheck(float("nan"), 1.0, 1e-4, (1,)).passed
+
+
+def test_a_file_for_any_size_and_number(tmp_path):
+    """Without complex numbers, which ONNX does not have, also where a filter is global."""
+    options = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1), "num_classes": 3}
+    net = liven(timm.create_model("hornet_tiny_gf", **options))
+    path = deploy.export_onnx(net, images(2, size=64), tmp_path / "net.onnx", dynamic_size=True)
+    graph = onnx.load(path).graph
+    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+    assert [d.dim_param for d in graph.input[0].type.tensor_type.shape.dim[2:]] == [
+        "height",
+        "width",
+    ]
+    for count, height, width in ((2, 64, 64), (3, 75, 41), (1, 32, 120)):
+        x = images(count, size=120)[:, :, :height, :width]
+        check = deploy.check_onnx(net, x, path)
+        assert check.passed, check
+        assert check.tolerance == 1e-4
+        assert check.scale > 0.1
 
 
 def test_bad_input(exported, tmp_path):

@@ -43,7 +43,13 @@ class OnnxCheck:
         return self.max_difference <= self.tolerance * max(self.scale, 1.0)
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> Path:
+def export_onnx(
+    model: nn.Module,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    dynamic_size: bool = False,
+) -> Path:
     """Write a network as an ONNX file that takes any number of images.
 
     The operators are exported as plain PyTorch, so any ONNX runtime can run the file.
@@ -52,6 +58,9 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | os.PathLike[str])
         model: The network; exported in evaluation mode, comes back in the mode it was in.
         example: Images, ``(N, C, H, W)``. The file is bound to their size, not their number.
         path: The file; its folder must exist.
+        dynamic_size: Make a file that takes images of any size, from the network's
+            ``smallest_image`` on where it has one. Its graph also computes what depends on the
+            size, so it is larger.
 
     Returns:
         The path.
@@ -72,13 +81,18 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | os.PathLike[str])
     # The exporter takes a dimension of size 1 for a constant.
     if example.shape[0] < 2:
         example = torch.cat([example, example])
+    dynamic = {0: torch.export.Dim("batch")}
+    if dynamic_size:
+        smallest = getattr(model, "smallest_image", 1)
+        dynamic[2] = torch.export.Dim("height", min=smallest)
+        dynamic[3] = torch.export.Dim("width", min=smallest)
     with _evaluating(model), window_ops(), _quiet():
         program = torch.onnx.export(
             model,
             (example,),
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=(dynamic,),
             dynamo=True,
             verbose=False,
         )
