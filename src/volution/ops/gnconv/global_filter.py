@@ -14,7 +14,7 @@ from volution.ops.gnconv.dft import cached_matrices, dft_matrices, filter_by_pro
 
 # Matrix products take a time of (height + width) for each pixel, the FFT one that hardly grows.
 # One AVX-512 core, channels-last, 240 and 496 channels, time of the FFT over that of products:
-# 7x7 3.6-5.5, 14x14 2.4-2.8, 15x17 3.6-4.2, 28x28 1.4-3.4, 25x42 1.6-2.9, 56x56 0.6-1.1.
+# 7x7 3.6-5.5, 14x14 2.4-2.9, 15x17 3.6-4.2, 28x28 1.4-3.4, 25x42 1.3-2.9, 56x56 0.6-0.9.
 LONGEST_SIDES = 84
 
 # For each weight, what it is turned into for each size of map, as long as it does not change.
