@@ -36,6 +36,10 @@ MACS = {
 }
 
 
+def test_the_table_holds_every_network():
+    assert set(MACS) == set(volution.models.list_models())
+
+
 @pytest.mark.parametrize("name", volution.models.list_models())
 def test_multiplications_are_those_of_the_authors_code(name):
     assert network_cost(name).macs / 1e9 == pytest.approx(MACS[name], rel=0.01)

@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+from timm.models import group_parameters
 
 from volution import tasks, train
 from volution.cli import main
@@ -24,7 +25,7 @@ AUTHORS = {
         512,
         {"lr": 5e-5, "weight_decay": 1e-8, "epochs": 30, "warmup_epochs": 0, "mixup": 0.0,
          "cutmix": 0.0, "ema_decay": 0.9999, "drop_path_rate": 0.4, "clip_grad": 1.0,
-         "layer_decay": 0.7, "image_size": 384, "crop_pct": 1.0},
+         "layer_decay": 0.837, "image_size": 384, "crop_pct": 1.0},
     ),
     "hornet_22k": (
         4096,
@@ -58,6 +59,15 @@ def test_the_settings_are_valid_and_the_authors(recipe):
     assert config.batch_size * config.accumulate == batch
     for name, value in {**EVERYWHERE, **settings}.items():
         assert getattr(config, name) == value, name
+
+
+def test_layers_slow_down_as_in_the_authors_groups_of_two_blocks():
+    config = read_config(recipes()["hornet_384_finetune"])
+    assert config.layer_decay**2 == pytest.approx(0.7, abs=1e-3)
+    net = tasks.create_model(config.model, model_args={"device": "meta"})
+    groups = group_parameters(net, net.group_matcher(), reverse=True)
+    blocks = [f"stage3.{i}.gamma1" for i in (4, 6)]
+    assert [groups[b] - groups[blocks[0]] for b in blocks] == [0, 2]
 
 
 def test_the_network_exists_and_takes_its_settings(recipe):

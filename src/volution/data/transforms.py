@@ -82,7 +82,8 @@ class InputConfig:
             interpolation=self.interpolation,
             **settings,
         )
-        return _posterizing_to_black(transform)
+        _posterize_to_black(transform)
+        return transform
 
     def to_json(self) -> str:
         """Return the settings as JSON, for a checkpoint's metadata."""
@@ -95,7 +96,7 @@ class InputConfig:
         return cls(**{**settings, "mean": tuple(settings["mean"]), "std": tuple(settings["std"])})
 
 
-def _posterizing_to_black(transform: Any) -> Any:
+def _posterize_to_black(transform: Any) -> None:
     """Let strong augmentation policies keep no bit at all, as they do at their greatest magnitude.
 
     Newer versions of Pillow raise then, where older ones gave the black image that is meant.
@@ -105,7 +106,6 @@ def _posterizing_to_black(transform: Any) -> Any:
         for operation in (operation for group in groups for operation in group):
             if getattr(operation, "aug_fn", None) is auto_augment.posterize:
                 operation.aug_fn = _posterize
-    return transform
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.Image:
