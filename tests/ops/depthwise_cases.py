@@ -94,6 +94,7 @@ ALL: dict[str, Any] = {"bias": True, "scale": 1 / 3, "gelu": True}
 CASES = [
     Case("all-together", 2, 5, 7, 6, 3, **ALL, gated=3),
     Case("stride2-uneven-own-kernels", 3, 3, 7, 5, 3, 2, own="wb", **ALL, gated=3),
+    Case("narrow-gate-over-blocks", 1, 100, 3, 5, 5, gated=37),
     Case("dilated-7x7-on-7x7", 1, 17, 7, 7, 7, 1, 3),
     Case("even-size", 2, 24, 8, 6, 5, bias=True),
     Case("kernel-wider-than-image", 1, 24, 3, 5, 11, gelu=True),
@@ -112,7 +113,6 @@ CASES = [
     Case("wider-than-a-tile", 1, 3, 2, 75, 7, **ALL),
     Case("taller-than-a-tile", 1, 17, 21, 3, 3, **ALL, gated=16),
     Case("many-channels", 1, 100, 6, 5, 7, **ALL, gated=100),
-    Case("narrow-gate-over-blocks", 1, 100, 3, 5, 5, gated=37),
     Case("gate-of-one-channel", 2, 24, 5, 5, 3, gated=1),
     Case("own-kernels-shared-bias", 3, 24, 5, 6, 7, own="w", bias=True),
     Case("shared-kernels-own-biases", 3, 24, 5, 6, 5, own="b", bias=True, gelu=True),

@@ -145,6 +145,20 @@ class TestDepthwise:
         torch.testing.assert_close(self.run(name, args), getattr(depthwise, name)(*args))
         assert seen == ["triton"]
 
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("batch", [1, 3])
+    @pytest.mark.parametrize("programs", [1, 16])
+    def test_weight_is_summed_in_any_number_of_parts(self, programs, batch, layout, monkeypatch):
+        """Few programs walk over many pixels each; many write many partial sums."""
+        monkeypatch.setattr(triton_plan, "_PROGRAMS", programs)
+        x, y = (torch.randn(3, 40, 13, 17).double().to(memory_format=layout) for _ in range(2))
+        args = (y, x, batch, 3, 1, 2)
+        plan = triton_plan.WeightPlan.make(y, x, *args[2:])
+        assert plan.constants["STEPS"] > 1
+        assert (plan.chunks > 1) == (programs > batch * 6)
+        wanted = depthwise.depthwise_conv2d_weight(*args)
+        torch.testing.assert_close(self.run("depthwise_conv2d_weight", args), wanted)
+
     @pytest.mark.parametrize("name", ["stride", "dilation"])
     def test_enormous_steps_are_those_of_the_image(self, name):
         """Beyond the image all are alike; without that row numbers would leave 32 bits."""
