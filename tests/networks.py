@@ -14,6 +14,7 @@ import volution
 
 SIZE = 64
 SHRINK = 4
+SHALLOW = 2
 
 
 @cache
@@ -25,11 +26,16 @@ def skeleton(name: str) -> nn.Module:
 
 @cache
 def kinds() -> tuple[str, ...]:
-    """A network for each set of layer types: of those that differ in numbers only, the first."""
-    found: dict[frozenset[type], str] = {}
+    """A network for each set of layer types: of those that differ in numbers only, the smallest."""
+    found: dict[frozenset[type], list[str]] = {}
     for name in volution.models.list_models():
-        found.setdefault(frozenset(type(module) for module in skeleton(name).modules()), name)
-    return tuple(found.values())
+        types = frozenset(type(module) for module in skeleton(name).modules())
+        found.setdefault(types, []).append(name)
+
+    def size(name: str) -> int:
+        return sum(parameter.numel() for parameter in skeleton(name).parameters())
+
+    return tuple(min(names, key=size) for names in found.values())
 
 
 def one_of_each_kind() -> list[Any]:
@@ -46,13 +52,28 @@ def narrow(name: str) -> list[int]:
     return [tap["num_chs"] // SHRINK for tap in skeleton(name).feature_info[-4:]]
 
 
-def twin(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:
-    """The network at a quarter of its widths, in eval mode, with nothing switched off.
+def depths(name: str) -> list[int]:
+    """The blocks of each stage; the children of a stage that are blocks have numbers for names."""
+    stages = (skeleton(name).get_submodule(tap["module"]) for tap in skeleton(name).feature_info)
+    counts = [sum(key.isdigit() for key, _ in stage.named_children()) for stage in stages]
+    return counts[-4:]
 
-    Every network of volution takes ``widths``, the channels of its four stages.
+
+def small(name: str) -> dict[str, list[int]]:
+    """Arguments that make the network narrow; also shallow, where another stands for its kind."""
+    sizes = {"widths": narrow(name)}
+    if name not in kinds():
+        sizes["depths"] = [min(SHALLOW, depth) for depth in depths(name)]
+    return sizes
+
+
+def twin(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:
+    """A small copy of the network, see :func:`small`, in eval mode, with nothing switched off.
+
+    Every network of volution takes ``widths`` and ``depths``, of its four stages.
     """
     kwargs.setdefault("num_classes", 7)
-    return liven(timm.create_model(name, widths=narrow(name), **kwargs), seed)
+    return liven(timm.create_model(name, **{**small(name), **kwargs}), seed)
 
 
 def images(count: int = 2, channels: int = 3, size: int = SIZE, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
-from networks import images, narrow, one_of_each_kind, twin
+from networks import images, one_of_each_kind, small, twin
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models._utils import IntermediateLayerGetter
@@ -48,7 +48,7 @@ def give_weights(target: nn.Module, net: nn.Module) -> nn.Module:
 def test_timm_features_only(name, net, taps, feature_cls):
     got = timm.create_model(
         name,
-        widths=narrow(name),
+        **small(name),
         features_only=True,
         feature_cls=feature_cls,
         out_indices=tuple(range(len(taps))),
@@ -68,7 +68,7 @@ def test_timm_features_only(name, net, taps, feature_cls):
 def test_timm_features_only_of_some_taps(name, net, taps, feature_cls, indices):
     got = timm.create_model(
         name,
-        widths=narrow(name),
+        **small(name),
         features_only=True,
         feature_cls=feature_cls,
         out_indices=indices,
@@ -82,7 +82,7 @@ def test_timm_features_only_of_some_taps(name, net, taps, feature_cls, indices):
 
 
 def test_timm_features_only_checkpointing(name, net, taps):
-    got = timm.create_model(name, widths=narrow(name), features_only=True)
+    got = timm.create_model(name, **small(name), features_only=True)
     got = give_weights(got, net)
     got.set_grad_checkpointing()
     maps = got(images())
@@ -109,7 +109,7 @@ def test_torchvision_feature_extractor(net, taps):
 
 
 def test_segmentation_models_encoder(name, net, taps):
-    model = smp.FPN(f"tu-{name}", encoder_weights=None, classes=3, widths=narrow(name)).eval()
+    model = smp.FPN(f"tu-{name}", encoder_weights=None, classes=3, **small(name)).eval()
     give_weights(model.encoder.model, net)
     with torch.no_grad():
         maps = model.encoder(images())
@@ -122,7 +122,7 @@ def test_segmentation_models_encoder(name, net, taps):
 
 def test_segmentation_models_with_dilation(name, net):
     def make(stride: int) -> nn.Module:
-        options = {"encoder_output_stride": stride, "widths": narrow(name)}
+        options = {"encoder_output_stride": stride, **small(name)}
         return smp.DeepLabV3(f"tu-{name}", encoder_weights=None, **options)
 
     if 8 in net.output_strides:
@@ -134,7 +134,7 @@ def test_segmentation_models_with_dilation(name, net):
 
 def test_transformers_backbone(name, net, taps):
     config = TimmBackboneConfig(backbone=name, out_indices=[-3, -1])
-    backbone = TimmBackbone(config, widths=narrow(name))
+    backbone = TimmBackbone(config, **small(name))
     give_weights(backbone._backbone, net)
     with torch.no_grad():
         maps = backbone.eval()(images()).feature_maps

@@ -1,7 +1,7 @@
 """What every registered network must do; a new one is tested by existing.
 
-Networks run as quarter-width twins with random weights and statistics, see networks.py: a branch
-that is switched off by its initialisation could not fail a test of equality. What rounds
+Networks run as small twins with random weights and statistics, see networks.py: a branch that is
+switched off by its initialisation could not fail a test of equality. What rounds
 differently is compared in float64: dozens of random layers amplify the rounding of float32.
 """
 
@@ -12,7 +12,7 @@ import copy
 import pytest
 import timm
 import torch
-from networks import images, narrow, skeleton, twin
+from networks import depths, images, skeleton, small, twin
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from timm.utils import reparameterize_model
@@ -107,7 +107,7 @@ class TestForward:
             assert training or not [key for key, grad in grads.items() if not grad.any()]
 
     def test_default_initialisation_is_sound(self, name):
-        net = timm.create_model(name, widths=narrow(name), num_classes=7)
+        net = timm.create_model(name, **small(name), num_classes=7)
         loss = net.train()(images()).logsumexp(1).sum()
         loss.backward()
         assert loss.isfinite()
@@ -185,7 +185,7 @@ class TestArguments:
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_dtype(self, name, dtype):
-        net = timm.create_model(name, widths=narrow(name), dtype=dtype)
+        net = timm.create_model(name, **small(name), dtype=dtype)
         assert {p.dtype for p in net.parameters()} == {dtype}
         assert {b.dtype for b in net.buffers() if b.is_floating_point()} <= {dtype}
         net.reset_classifier(3)
@@ -232,7 +232,7 @@ class TestConfiguration:
 
     def test_pretrained_says_there_are_no_weights(self, name):
         with pytest.raises(RuntimeError, match="No pretrained weights exist"):
-            timm.create_model(name, pretrained=True)
+            timm.create_model(name, pretrained=True, device="meta")
 
     def test_parameter_groups(self, net):
         for coarse in (False, True):
@@ -408,8 +408,19 @@ class TestFuse:
                 net.fuse()
 
     def test_keeps_dtype(self, name):
-        net = timm.create_model(name, widths=narrow(name), dtype=torch.bfloat16).eval()
+        net = timm.create_model(name, **small(name), dtype=torch.bfloat16).eval()
         assert {p.dtype for p in net.fuse().parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+def test_at_full_depth(name):
+    """What depth could break: the others of a kind run with few blocks everywhere else."""
+    net = twin(name, depths=depths(name)).double()
+    fused, x = net.fuse(), images(3).double()
+    with torch.no_grad():
+        want = net(x)
+        equal_up_to_rounding(torch.cat([net(image[None]) for image in x]), want)
+        assert (fused(x) - want).abs().max() < 1e-10 * want.abs().max()
 
 
 class TestStateDict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import images, kinds, one_of_each_kind, twin
+from networks import depths, images, kinds, one_of_each_kind, twin
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -17,8 +17,8 @@ every_network = pytest.mark.parametrize("name", one_of_each_kind())
 
 
 def make(name: str) -> nn.Module:
-    few = {"depths": (2, 1, 1, 1)} if name in kinds() else {}
-    return twin(name, **few).double()
+    blocks = (2, 1, 1, 1) if name in kinds() else depths(name)
+    return twin(name, depths=blocks).double()
 
 
 def noise(count: int = 2) -> Tensor:
