@@ -99,10 +99,17 @@ def check(
         parts = ("output", "grad input", "grad weight", "grad bias")
         for part, got, correct in zip(parts, _results(function, operands), want, strict=True):
             once, summed = TOLERANCE[operands[0].dtype]
-            # The framework sums weights' gradients of half precision in half precision.
-            slack = 8 if who != "ours" and operands[0].dtype != torch.float32 else 1
-            allowed = slack * (once if part in parts[:2] else summed)
+            allowed = once if part in parts[:2] else summed
+            if who != "ours":
+                allowed *= _peer_slack(operands[0])
             check_close(f"{name}, {who}, {part}, {operands[0].dtype}", got, correct, allowed)
+
+
+def _peer_slack(x: Tensor) -> int:
+    """Return how much less exact than ours the framework may be, and still be timed."""
+    if x.dtype != torch.float32:
+        return 8  # it sums weights' gradients of half precision in half precision
+    return 200 if x.is_cuda else 1  # it may use TF32
 
 
 def _results(function: Callable[..., Tensor], operands: Any) -> tuple[Tensor, ...]:
