@@ -81,10 +81,20 @@ def test_a_difference_is_found(exported):
     assert not deploy.OnnxCheck(float("nan"), 1.0, 1e-4, (1,)).passed
 
 
-def test_a_file_for_any_size_and_number(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        ("hornet_tiny_gf", False),
+        pytest.param("hornet_tiny_gf", True, marks=pytest.mark.slow),
+        ("van_b0", False),
+        ("van_b0", True),
+    ],
+)
+def test_a_file_for_any_size_and_number(name, fused, tmp_path):
     """Without complex numbers, which ONNX does not have, also where a filter is global."""
     options = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1), "num_classes": 3}
-    net = liven(timm.create_model("hornet_tiny_gf", **options))
+    net = liven(timm.create_model(name, **options))
+    net = net.fuse() if fused else net
     path = deploy.export_onnx(net, images(2, size=64), tmp_path / "net.onnx", dynamic_size=True)
     graph = onnx.load(path).graph
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
