@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from volution.ops import _checks
 from volution.ops._shared.depthwise import DepthwiseConv2d
+from volution.ops._shared.pointwise import pointwise
 from volution.ops.gnconv.global_filter import global_filter2d
 from volution.ops.gnconv.op import filtered_gnconv2d, gnconv2d
 
@@ -28,6 +29,7 @@ from volution.ops.gnconv.op import filtered_gnconv2d, gnconv2d
 torch.fx.wrap("filtered_gnconv2d")
 torch.fx.wrap("global_filter2d")
 torch.fx.wrap("gnconv2d")
+torch.fx.wrap("pointwise")
 
 _EPS = 1e-6
 
@@ -218,17 +220,21 @@ class GnConv(nn.Module):
         self.pws = nn.ModuleList(nn.Conv2d(a, b, 1, **where) for a, b in pairwise(widths))
 
     def forward(self, input: Tensor) -> Tensor:
-        projected = self.proj_in(input)
         first, gates = self.widths[0], sum(self.widths)
-        p, q = projected.narrow(1, 0, first), projected.narrow(1, first, gates)
         layers = [*self.pws]
         if isinstance(self.proj_out, nn.Conv2d):
             layers.append(self.proj_out)
         weights = [layer.weight for layer in layers]
         biases = [layer.bias for layer in layers]
         if isinstance(self.dwconv, DepthwiseConv2d):
+            p, q = self.proj_in(input).split([first, gates], 1)
             kernel, bias = self.dwconv.weight, self.dwconv.bias
             return filtered_gnconv2d(p, q, kernel, bias, self.scale, weights, biases)
+        # Two products: most filters would have to copy the gates out of a larger map.
+        matrix, shift = self.proj_in.weight, self.proj_in.bias
+        assert shift is not None
+        p = pointwise(input, matrix[:first], shift[:first])
+        q = pointwise(input, matrix[first:], shift[first:])
         if isinstance(self.dwconv, GlobalLocalFilter):
             return gnconv2d(p, self.dwconv(q, self.scale), weights, biases)
         q = self.dwconv(q)

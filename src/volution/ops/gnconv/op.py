@@ -66,9 +66,9 @@ def gnconv2d(
         Convolutions", NeurIPS 2022. https://arxiv.org/abs/2207.14284
     """
     biases = [None] * len(weights) if biases is None else biases
-    starts = _check(p, q, weights, biases)
+    ends = _check(p, q, weights, biases)
     if not _in_float32(q):
-        return _recursion(p, q, weights, biases, starts)
+        return _recursion(p, q, weights, biases, ends)
     device = q.device.type
     autocast = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
@@ -77,7 +77,7 @@ def gnconv2d(
             q.float(),
             [weight.float() for weight in weights],
             [None if bias is None else bias.float() for bias in biases],
-            starts,
+            ends,
         )
     return out if autocast else out.to(q.dtype)
 
@@ -106,15 +106,13 @@ def _recursion(
     q: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
-    starts: Sequence[int],
+    ends: Sequence[int],
 ) -> Tensor:
-    width = starts[0]
-    first = q.narrow(1, 0, width)
-    p = first if p is None else p * first
-    for weight, bias, start in zip(weights, biases, starts, strict=False):
-        p = pointwise(p, weight, bias)
-        if start < q.shape[1]:
-            p = p * q.narrow(1, start, weight.shape[0])
+    # One split: the gradients of its parts are put together once, not each in a map of zeros.
+    gates = q.split(_widths([end for end in ends if end <= q.shape[1]]), 1)
+    p = gates[0] if p is None else p * gates[0]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True), 1):
+        p = pointwise(p, weight, bias, gate=gates[i] if i < len(gates) else None)
     return p
 
 
@@ -130,7 +128,10 @@ def _in_float32(q: Tensor) -> bool:
 def _check(
     p: Tensor | None, q: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
 ) -> list[int]:
-    """Return where the slice of each matrix starts; one that starts at the end has none."""
+    """Return where the gate of ``p``, and then that of each matrix, ends in ``q``.
+
+    A matrix that projects the result has its end beyond the last channel.
+    """
     _checks.check_rank("q", q, "N, C_0 + ... + C_n-1, H, W")
     _checks.check_floating("q", q)
     if len(biases) != len(weights):
