@@ -145,7 +145,8 @@ class TestOfficialCheckpoints:
         net = timm.create_model("van_b0", num_classes=0, **SMALL).eval()
         dense = {prefix + key: v for key, v in theirs.items() if not key.startswith("head.")}
         load_official(net, dense)
-        want = source.forward_head(source.forward_features(images()), pre_logits=True)
+        with torch.no_grad():
+            want = source.forward_head(source.forward_features(images()), pre_logits=True)
         assert torch.equal(outputs(net), want)
 
     def test_feature_extractor(self, source, theirs):

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from volution.models.official import renames_official
 from volution.ops import GnConv
 from volution.ops._shared.folding import with_affine_output
-from volution.ops._shared.pointwise import pointwise
+from volution.ops._shared.pointwise import add_scaled, pointwise
 
 # One call in traced graphs, so that symbolic tracing does not stop at its choices.
+torch.fx.wrap("add_scaled")
 torch.fx.wrap("pointwise")
 
 Filter = str | Callable[[int], nn.Module]
@@ -78,10 +78,12 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _add(x, self.drop_path(self.gnconv(self.norm1(x))), self.gamma1)
-        y = pointwise(self.norm2(x), self.pwconv1.weight, self.pwconv1.bias)
-        y = pointwise(F.gelu(y), self.pwconv2.weight, self.pwconv2.bias)
-        return _add(x, self.drop_path(y), self.gamma2)
+        x = add_scaled(x, self.drop_path(self.gnconv(self.norm1(x))), self.gamma1)
+        y = self.norm2(x)
+        y = pointwise(y, self.pwconv1.weight, self.pwconv1.bias, activation="gelu")
+        y = pointwise(y, self.pwconv2.weight, self.pwconv2.bias)
+        # A scale for each channel commutes with leaving whole branches out.
+        return add_scaled(x, self.drop_path(y), self.gamma2)
 
     def fuse(self) -> Block:
         """Return a copy that computes the same without scales of its own."""
@@ -92,11 +94,6 @@ class Block(nn.Module):
             fused.pwconv2 = with_affine_output(self.pwconv2, gamma2)
         fused.gamma1 = fused.gamma2 = None
         return fused
-
-
-def _add(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
-    # A scale for each channel commutes with leaving whole branches out.
-    return x + branch if scale is None else torch.addcmul(x, branch, scale[:, None, None])
 
 
 def downsample(

@@ -18,9 +18,10 @@ from volution.ops._shared.folding import (
     with_affine_input,
     with_affine_output,
 )
-from volution.ops._shared.pointwise import pointwise
+from volution.ops._shared.pointwise import add_scaled, pointwise
 
 # One call in traced graphs, so that symbolic tracing does not stop at its choices.
+torch.fx.wrap("add_scaled")
 torch.fx.wrap("pointwise")
 
 
@@ -51,9 +52,9 @@ class Mlp(nn.Module):
         self.fc2 = nn.Conv2d(hidden, dim, 1, **where)
         self.register_load_state_dict_pre_hook(_rename_depthwise)  # type: ignore[no-untyped-call]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         x = self.dwconv(pointwise(x, self.fc1.weight, self.fc1.bias))
-        return pointwise(x, self.fc2.weight, self.fc2.bias)
+        return pointwise(x, self.fc2.weight, self.fc2.bias, residual=residual)
 
 
 class Block(nn.Module):
@@ -96,9 +97,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # A scale for each channel commutes with leaving whole branches out.
-        scale_1, scale_2 = self.layer_scale_1[:, None, None], self.layer_scale_2[:, None, None]
-        x = torch.addcmul(x, self.drop_path(self.attn(self.norm1(x))), scale_1)
-        return torch.addcmul(x, self.drop_path(self.mlp(self.norm2(x))), scale_2)
+        x = add_scaled(x, self.drop_path(self.attn(self.norm1(x))), self.layer_scale_1)
+        return add_scaled(x, self.drop_path(self.mlp(self.norm2(x))), self.layer_scale_2)
 
     def fuse(self) -> FusedBlock:
         """Return a block that computes the same without norms and layer scales."""
@@ -135,8 +135,8 @@ class FusedBlock(nn.Module):
         self.train(block.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.addcmul(self.attn.branch(x), x, self.shortcut[:, None, None])
-        return self.mlp(x) + x  # type: ignore[no-any-return]
+        x = self.attn.branch(x, x * self.shortcut[:, None, None])
+        return self.mlp(x, x)  # type: ignore[no-any-return]
 
 
 class PatchEmbed(nn.Module):

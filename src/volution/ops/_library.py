@@ -289,6 +289,25 @@ def wants_plain() -> bool:
     return _forced == "plain" or torch.compiler.is_exporting()
 
 
+def runs_directly(tensor: Tensor) -> bool:
+    """Return whether what is computed now is seen by nobody but the caller.
+
+    That is: no gradient or tangent is recorded, nothing is traced, transformed or cast on the way.
+    Results may then be overwritten, and operators used that have no derivatives.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or wants_plain()
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or torch.is_autocast_enabled(tensor.device.type)
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.jit.is_tracing()
+    )
+
+
 def call(overload: Any, *args: Any) -> Tensor:
     """Call an operator: through the dispatcher, or as plain PyTorch where that is asked for."""
     if wants_plain():

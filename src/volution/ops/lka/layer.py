@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from volution.ops import _checks
 from volution.ops._shared.depthwise import DepthwiseConv2d
@@ -159,12 +158,13 @@ class LKAttention(nn.Module):
         self.proj_2 = nn.Conv2d(dim, dim, 1, **where)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.branch(input) + input
+        return self.branch(input, input)
 
-    def branch(self, input: Tensor) -> Tensor:
-        """Compute what the shortcut is added to."""
-        x = F.gelu(pointwise(input, self.proj_1.weight, self.proj_1.bias))
-        return pointwise(self.spatial_gating_unit(x), self.proj_2.weight, self.proj_2.bias)
+    def branch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Compute what the shortcut is added to, and add ``residual`` instead, if it is given."""
+        x = pointwise(input, self.proj_1.weight, self.proj_1.bias, activation="gelu")
+        x = self.spatial_gating_unit(x)
+        return pointwise(x, self.proj_2.weight, self.proj_2.bias, residual=residual)
 
 
 def decompose(kernel_size: int, dilation: int) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def lka2d(
 
     Gradients:
         For all tensors, of any order, in reverse and forward mode. Where none is recorded, the
-        product overwrites the attention instead of taking memory of its own.
+        product takes no pass and no memory of its own.
 
     Example:
         >>> x, none = torch.full((1, 1, 7, 7), 2.0), None
@@ -72,9 +72,7 @@ def lka2d(
     _check(input, local_weight, dilated_weight, pointwise_weight, biases)
     near = depthwise_conv2d(input, local_weight, local_bias)
     far = depthwise_conv2d(near, dilated_weight, dilated_bias, dilation=dilation)
-    attention = pointwise(far, pointwise_weight, pointwise_bias)
-    gate = input.to(attention.dtype)  # under autocast
-    return attention * gate if torch.is_grad_enabled() else attention.mul_(gate)
+    return pointwise(far, pointwise_weight, pointwise_bias, gate=input)
 
 
 def _check(

@@ -36,8 +36,9 @@ def depthwise_conv2d(
     n, c, height, width = input.shape
     missing = _missing_channels(input)
     if missing:
-        operands = (_widened(x, missing) for x in (input, weight, bias))
-        wide = depthwise_conv2d(*operands, gate, stride, dilation, scale, gelu)  # type: ignore[arg-type]
+        more = None if bias is None else _widened(bias[:, :, None, None], missing)[:, :, 0, 0]
+        pair = _widened(input, missing), _widened(weight, missing)
+        wide = depthwise_conv2d(*pair, more, gate, stride, dilation, scale, gelu)
         return _narrowed(wide, input, c)
     h, w = _strided(height, stride), _strided(width, stride)
     out = empty_map(input, (n, c, h, w))
@@ -59,8 +60,8 @@ def depthwise_conv2d_input(
     n, c, h, w = grad.shape
     missing = _missing_channels(grad)
     if missing:
-        operands = _widened(grad, missing), _widened(weight, missing)
-        return _narrowed(depthwise_conv2d_input(*operands, size, stride, dilation), grad, c)
+        pair = _widened(grad, missing), _widened(weight, missing)
+        return _narrowed(depthwise_conv2d_input(*pair, size, stride, dilation), grad, c)
     out = empty_map(grad, (n, c, *size))
     y, x = _as_map(grad), _as_map(out)
     sizes = (n, c, *size, h, w, weight.shape[2], stride, dilation, weight.shape[0])
@@ -76,8 +77,8 @@ def depthwise_conv2d_weight(
     n, c, height, width = input.shape
     missing = _missing_channels(input)
     if missing:
-        operands = _widened(grad, missing), _widened(input, missing)
-        wide = depthwise_conv2d_weight(*operands, batch, kernel_size, stride, dilation)
+        pair = _widened(grad, missing), _widened(input, missing)
+        wide = depthwise_conv2d_weight(*pair, batch, kernel_size, stride, dilation)
         return wide[:, :c].contiguous()
     y, x = _as_map(grad), _as_map(input)
     kernels = grad.new_empty((batch, kernel_size, kernel_size, c))
@@ -105,10 +106,8 @@ def _missing_channels(map: Tensor) -> int:
     return max(0, _LEAST_CHANNELS[map.dtype] - map.shape[1])
 
 
-def _widened(tensor: Tensor | None, missing: int) -> Tensor | None:
-    if tensor is None:
-        return None
-    return F.pad(tensor, [0, 0] * (tensor.dim() - 2) + [0, missing])
+def _widened(tensor: Tensor, missing: int) -> Tensor:
+    return F.pad(tensor, [0, 0, 0, 0, 0, missing])
 
 
 def _narrowed(wide: Tensor, like: Tensor, channels: int) -> Tensor:
