@@ -194,6 +194,24 @@ class Rounding:
         return 2 * (products + 2) * self.inner * absolute
 
 
+def _sent_back(case: Case, r: Rounding, back: Tensor, z: Tensor, error_z: Tensor):
+    """Return the gated cotangent before the convolution, and its error."""
+    error_back = r.stored(back)
+    if case.gelu:
+        leaf = z.clone().requires_grad_()
+        slope = torch.autograd.grad(F.gelu(leaf).sum(), leaf)[0]
+        error_slope = GELU_CURVE * (error_z + r.stored(z)) + 2 * r.erf * (1 + z.abs())
+        error_back = (back.abs() + error_back) * error_slope + GELU_SLOPE * error_back
+        back = back * slope
+        error_back = error_back + r.stored(back)
+    if case.scale != 1:
+        back = back * case.scale
+        error_back = abs(case.scale) * error_back + r.stored(back)
+    # What the rounding of an already rounded number adds.
+    error_back = error_back * (1 + 4 * r.eps)
+    return back, error_back
+
+
 def output_bounds(case: Case, operands: Any, cotangent: Tensor, wanted: list[Tensor]):
     """Bound output and gradients of the convolution with all that follows it.
 
@@ -222,20 +240,7 @@ def output_bounds(case: Case, operands: Any, cotangent: Tensor, wanted: list[Ten
     cotangent = cotangent.double()
     bounds = [r.stored(wanted[0]) + gate.abs() * error + r.inner * wanted[0].abs()]
 
-    back = cotangent * gate
-    error_back = r.stored(back)
-    if case.gelu:
-        leaf = z.clone().requires_grad_()
-        slope = torch.autograd.grad(F.gelu(leaf).sum(), leaf)[0]
-        error_slope = GELU_CURVE * (error_z + r.stored(z)) + 2 * r.erf * (1 + z.abs())
-        error_back = (back.abs() + error_back) * error_slope + GELU_SLOPE * error_back
-        back = back * slope
-        error_back = error_back + r.stored(back)
-    if case.scale != 1:
-        back = back * case.scale
-        error_back = abs(case.scale) * error_back + r.stored(back)
-    # What the rounding of an already rounded number adds.
-    error_back = error_back * (1 + 4 * r.eps)
+    back, error_back = _sent_back(case, r, cotangent * gate, z, error_z)
     size = back.abs() + error_back
 
     shape = x.shape[2:]
