@@ -29,7 +29,7 @@ def test_every_recipe_is_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-@pytest.mark.parametrize(("recipe", "model", "shape"), RUNS)
+@pytest.mark.parametrize(("recipe", "model", "shape"), RUNS, ids=[model for _, model, _ in RUNS])
 def test_it_stays_finite_at_the_peak(tmp_path, recipe, model, shape, precision):
     config = replace(
         read_config(recipes()[recipe]),
