@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import parity
 import pytest
 import torch
-from implementations import force, identify
+from implementations import LAYOUTS, force, identify, lay_out
 from op_contract import OpContract
 from op_problem import each, present
 from torch import Tensor
@@ -289,6 +289,18 @@ class TestLayers:
         assert "aten::mul_" in written
         assert "aten::mul" not in written
         torch.testing.assert_close(got, layer(x).detach())
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("implementation", ["reference", "native"])
+    def test_inference_computes_what_training_does(self, implementation, layout):
+        """Where nothing is recorded, other kernels finish the pointwise convolutions."""
+        layer = LKAttention(16, 9, 2)
+        x = lay_out(torch.randn(2, 16, 9, 7), layout)
+        with force(implementation):
+            want = layer(x).detach()
+            with torch.inference_mode():
+                got = layer(x)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
     def test_input_is_untouched_in_inference(self):
         layer = LKAttention(4)
