@@ -81,12 +81,14 @@ def test_timm_features_only_of_some_taps(name, net, taps, feature_cls, indices):
     assert got.feature_info.channels() == [taps[i].shape[1] for i in indices]
 
 
-def test_timm_features_only_checkpointing(name, net, taps):
+def test_timm_features_only_checkpointing(name, net):
     got = timm.create_model(name, **small(name), features_only=True)
     got = give_weights(got, net)
+    # Recorded too: where nothing is recorded, sums may be rounded otherwise.
+    want = got(images())
     got.set_grad_checkpointing()
     maps = got(images())
-    same(maps, taps)
+    same(maps, want)
     sum(tap.sum() for tap in maps).backward()
     assert all(p.grad is not None for p in got.parameters())
 
