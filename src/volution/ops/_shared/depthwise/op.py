@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from volution.ops import _checks, _library, _native
 from volution.ops._shared.depthwise import native, reference
+from volution.ops._shared.depthwise.checks import check_conv, check_input, check_weight, strided
 from volution.ops._shared.layout import empty_map
 
 _TRITON = "volution.ops._shared.depthwise.triton_kernels"
@@ -94,108 +95,11 @@ def depthwise_conv2d(
     return _library.call(_CONV, input, weight, bias, gate, stride, dilation, float(scale), gelu)
 
 
-def _strided(size: int, stride: int) -> int:
-    return (size + stride - 1) // stride
-
-
-def _check_kernel(name: str, weight: Tensor, map_name: str, map: Tensor) -> None:
-    n, c = map.shape[:2]
-    _checks.check_rank(name, weight, "B, C, K, K")
-    batch, channels, rows, columns = weight.shape
-    if rows != columns or rows % 2 == 0:
-        raise ValueError(
-            f"{name} must be square with an odd side, got K by K = {rows} by {columns}"
-        )
-    if channels != c or batch not in (1, n):
-        raise ValueError(
-            f"{name} must have shape (C, 1, K, K) = {(c, 1, rows, rows)}, or (N, C, K, K) = "
-            f"{(n, c, rows, rows)} for kernels of each image's own, to fit {map_name} of shape "
-            f"{tuple(map.shape)}, got (B, C, K, K) = {tuple(weight.shape)}"
-        )
-
-
-def _check_steps(stride: int, dilation: int) -> None:
-    _checks.check_positive("stride", stride)
-    _checks.check_positive("dilation", dilation)
-
-
-def _check_image(name: str, height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise ValueError(f"{name} must be at least 1 pixel high and wide, got {(height, width)}")
-
-
-def _check_conv(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gate: Tensor | None,
-    stride: int,
-    dilation: int,
-    scale: float,
-    gelu: bool,
-) -> None:
-    _checks.check_rank("input", input, "N, C, H, W")
-    _checks.check_floating("input", input)
-    _checks.check_same_kind("weight", weight, "input", input)
-    _check_kernel("weight", weight, "input", input)
-    _check_steps(stride, dilation)
-    n, c, height, width = input.shape
-    _check_image("input", height, width)
-    if bias is not None:
-        _checks.check_rank("bias", bias, "B, C")
-        _checks.check_same_kind("bias", bias, "input", input)
-        if bias.shape[1] != c or bias.shape[0] not in (1, n):
-            raise ValueError(
-                f"bias must have shape (C,) = {(c,)} or (N, C) = {(n, c)}, got (B, C) = "
-                f"{tuple(bias.shape)}"
-            )
-    if gate is not None:
-        _checks.check_rank("gate", gate, "N, C_g, h, w")
-        _checks.check_same_kind("gate", gate, "input", input)
-        h, w = _strided(height, stride), _strided(width, stride)
-        if not 1 <= gate.shape[1] <= max(1, c):
-            raise ValueError(f"gate must have 1 to C = {c} channels, got {gate.shape[1]}")
-        expected = (n, gate.shape[1], h, w)
-        _checks.check_size("gate", gate, expected, "N, C_g, ceil(H/stride), ceil(W/stride)")
-
-
-def _check_input(
-    grad: Tensor, weight: Tensor, size: Sequence[int], stride: int, dilation: int
-) -> None:
-    _checks.check_rank("grad", grad, "N, C, h, w")
-    _checks.check_floating("grad", grad)
-    _checks.check_same_kind("weight", weight, "grad", grad)
-    _check_kernel("weight", weight, "grad", grad)
-    _check_steps(stride, dilation)
-    if len(size) != 2:
-        raise ValueError(f"size must be (height, width), got {tuple(size)}")
-    _check_image("size", *size)
-    expected = (*grad.shape[:2], _strided(size[0], stride), _strided(size[1], stride))
-    _checks.check_size("grad", grad, expected, "N, C, ceil(size/stride)")
-
-
-def _check_weight(
-    grad: Tensor, input: Tensor, batch: int, kernel_size: int, stride: int, dilation: int
-) -> None:
-    _checks.check_rank("grad", grad, "N, C, h, w")
-    _checks.check_rank("input", input, "N, C, H, W")
-    _checks.check_floating("grad", grad)
-    _checks.check_same_kind("input", input, "grad", grad)
-    _checks.check_positive("kernel_size", kernel_size, odd=True)
-    _check_steps(stride, dilation)
-    n, c, height, width = input.shape
-    _check_image("input", height, width)
-    if batch not in (1, n):
-        raise ValueError(f"batch must be 1 or the batch size of input, {n}, got {batch}")
-    expected = (n, c, _strided(height, stride), _strided(width, stride))
-    _checks.check_size("grad", grad, expected, "N, C, ceil(H/stride), ceil(W/stride)")
-
-
 def _fake_conv(
     input: Tensor, weight: Tensor, bias: Any, gate: Any, stride: int, *rest: Any
 ) -> Tensor:
     n, c, height, width = input.shape
-    return empty_map(input, (n, c, _strided(height, stride), _strided(width, stride)))
+    return empty_map(input, (n, c, strided(height, stride), strided(width, stride)))
 
 
 def _fake_input(grad: Tensor, weight: Tensor, size: Sequence[int], *rest: Any) -> Tensor:
@@ -313,7 +217,7 @@ def _tangents_conv(
     if d_weight is not None:
         parts.append(_CONV(input, d_weight, None, None, *steps, False))
     if d_bias is not None:
-        size = [_strided(side, stride) for side in input.shape[2:]]
+        size = [strided(side, stride) for side in input.shape[2:]]
         parts.append((scale * d_bias[:, :, None, None]).expand(*input.shape[:2], *size))
     if parts and gelu:
         before = _CONV(input, weight, bias, None, *steps, False)
@@ -366,7 +270,7 @@ def _vmap_weight(
 def _flops_conv(input: Sequence[int], weight: Sequence[int], *rest: Any, **_kwargs: Any) -> int:
     """Count a multiplication and an addition per channel, tap and output pixel."""
     stride = rest[2]
-    pixels = _strided(input[2], stride) * _strided(input[3], stride)
+    pixels = strided(input[2], stride) * strided(input[3], stride)
     return 2 * input[0] * input[1] * weight[2] ** 2 * pixels
 
 
@@ -383,7 +287,7 @@ def _flops_weight(
 _CONV = _library.register(
     "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? gate, int stride, "
     "int dilation, float scale, bool gelu) -> Tensor",
-    check=_check_conv,
+    check=check_conv,
     reference=reference.depthwise_conv2d,
     native=native.depthwise_conv2d,
     triton_module=_TRITON,
@@ -398,7 +302,7 @@ _CONV = _library.register(
 _INPUT = _library.register(
     "depthwise_conv2d_input(Tensor grad, Tensor weight, SymInt[] size, int stride, int dilation) "
     "-> Tensor",
-    check=_check_input,
+    check=check_input,
     reference=reference.depthwise_conv2d_input,
     native=native.depthwise_conv2d_input,
     triton_module=_TRITON,
@@ -411,7 +315,7 @@ _INPUT = _library.register(
 _WEIGHT = _library.register(
     "depthwise_conv2d_weight(Tensor grad, Tensor input, SymInt batch, int kernel_size, int stride, "
     "int dilation) -> Tensor",
-    check=_check_weight,
+    check=check_weight,
     reference=reference.depthwise_conv2d_weight,
     native=native.depthwise_conv2d_weight,
     triton_module=_TRITON,
