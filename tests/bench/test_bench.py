@@ -101,6 +101,7 @@ class TestRun:
         monkeypatch.setattr(involution, "STAGES", ((32, 6),))
         monkeypatch.setattr(depthwise, "CASES", (depthwise.Case(7, 3, 16, 9),))
         monkeypatch.setattr(scaling, "SIDES", (8, 16, 32))
+        monkeypatch.setattr(bench, "measure_peaks", partial(bench.measure_peaks, budget=0.05))
 
     def test_results_carry_machine_versions_and_commit(self, tmp_path, capsys):
         path = tmp_path / "deep" / "ops.json"
