@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_problem import lay_out
+from implementations import lay_out
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
