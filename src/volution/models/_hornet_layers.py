@@ -81,6 +81,8 @@ class Block(nn.Module):
         x = add_scaled(x, self.drop_path(self.gnconv(self.norm1(x))), self.gamma1)
         y = self.norm2(x)
         y = pointwise(y, self.pwconv1.weight, self.pwconv1.bias, activation="gelu")
+        if self.gamma2 is None and isinstance(self.drop_path, nn.Identity):
+            return pointwise(y, self.pwconv2.weight, self.pwconv2.bias, residual=x)
         y = pointwise(y, self.pwconv2.weight, self.pwconv2.bias)
         # A scale for each channel commutes with leaving whole branches out.
         return add_scaled(x, self.drop_path(y), self.gamma2)

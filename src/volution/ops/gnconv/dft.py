@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from volution.ops import _library
+
 
 class Matrices(NamedTuple):
     """The transforms of one size; the product of all has the scale of an identity."""
@@ -44,7 +46,9 @@ def filter_by_products(input: Tensor, real: Tensor, imag: Tensor, matrices: Matr
     y_imag = torch.addcmul(x_real * imag, x_imag, real)
     y_real, y_imag = (y.reshape(n, height, k * c) for y in (y_real, y_imag))
     y = _apply(matrices.rows_back_real, y_real)
-    y = torch.baddbmm(y, matrices.rows_back_imag.expand(n, -1, -1), y_imag)  # N H2 KC
+    # The sum would copy y first.
+    add = y.baddbmm_ if _library.runs_directly(y) else y.baddbmm
+    y = add(matrices.rows_back_imag.expand(n, -1, -1), y_imag)  # N H2 KC
     y = _apply(matrices.columns_back, y.reshape(n * height, 2 * k, c))  # NH W C
     return y.reshape(n, height, width, c).permute(0, 3, 1, 2)
 

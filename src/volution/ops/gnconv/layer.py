@@ -227,7 +227,8 @@ class GnConv(nn.Module):
         weights = [layer.weight for layer in layers]
         biases = [layer.bias for layer in layers]
         if isinstance(self.dwconv, DepthwiseConv2d):
-            p, q = self.proj_in(input).split([first, gates], 1)
+            projected = pointwise(input, self.proj_in.weight, self.proj_in.bias)
+            p, q = projected.split([first, gates], 1)
             kernel, bias = self.dwconv.weight, self.dwconv.bias
             return filtered_gnconv2d(p, q, kernel, bias, self.scale, weights, biases)
         # Two products: most filters would have to copy the gates out of a larger map.
