@@ -45,7 +45,7 @@ def measure_models(device: str, *, quick: bool = False, only: str = "") -> Itera
 
     ``only`` is as in :func:`measure_ops`.
     """
-    size, budget = (64, 0.5) if quick else (224, 8.0)
+    size, budget = (64, 0.5) if quick else (224, 5.0)
     yield from networks.measure(
         device, size=size, budget=budget, compiled=not quick, wanted=_chooser(only)
     )
