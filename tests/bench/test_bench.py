@@ -185,7 +185,7 @@ class TestNetworks:
 
     def test_the_compiled_and_fused_forms_are_made(self, monkeypatch):
         # Compiling itself takes minutes.
-        monkeypatch.setattr(torch, "compile", lambda net: net)
+        monkeypatch.setattr(torch, "compile", lambda net, options: net)
         results = list(
             networks.measure(
                 "cpu", size=64, budget=0.05, compiled=True, wanted=lambda name: "inference" in name

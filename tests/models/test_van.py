@@ -285,3 +285,16 @@ class TestArguments:
         message = f"images must be at least 32 by 32 pixels, got {height} by {width}"
         with pytest.raises(ValueError, match=message):
             VAN(**SMALL)(torch.randn(1, 3, height, width))
+
+
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_mlp_in_parts_is_the_same(with_residual):
+    """Five images of 4 MiB between the convolutions: four of them, then one."""
+    mlp = Mlp(4, 64).eval()
+    x = torch.randn(5, 4, 128, 128).contiguous(memory_format=torch.channels_last)
+    residual = x if with_residual else None
+    want = mlp(x, residual)
+    with torch.no_grad():
+        got = mlp(x, residual)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert_close(got, want)

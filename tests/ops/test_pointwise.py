@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from volution.ops import _library
-from volution.ops._shared.pointwise import add_scaled, pointwise
+from volution.ops._shared.pointwise import add_scaled, images_at_once, pointwise
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels_last", "sliced_channels_last"]
@@ -102,3 +102,16 @@ class TestRunsDirectly:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             pointwise(x, weight, activation="gelu")
         assert counter.get_total_flops() == 2 * 4 * 5 * 9
+
+
+class TestImagesAtOnce:
+    def test_all_where_gradients_are_recorded(self):
+        assert images_at_once(torch.empty(9, 4, 512, 512), 64) == 9
+
+    def test_as_many_as_make_a_map_of_16_mib(self):
+        x = torch.empty(9, 4, 128, 128)  # 64 channels of it are 4 MiB
+        with torch.no_grad():
+            assert images_at_once(x, 64) == 4
+            assert images_at_once(x, 1) == 9
+            assert images_at_once(x, 4096) == 1
+            assert images_at_once(x[:0], 64) == 1

@@ -18,7 +18,7 @@ from volution.ops._shared.folding import (
     with_affine_input,
     with_affine_output,
 )
-from volution.ops._shared.pointwise import add_scaled, pointwise
+from volution.ops._shared.pointwise import add_scaled, images_at_once, pointwise
 
 # One call in traced graphs, so that symbolic tracing does not stop at its choices.
 torch.fx.wrap("add_scaled")
@@ -53,6 +53,13 @@ class Mlp(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_depthwise)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        step = images_at_once(x, self.fc1.out_channels)
+        if step >= x.shape[0]:
+            return self._run(x, residual)
+        rests = [None] * len(x) if residual is None else residual.split(step)
+        return torch.cat([self._run(a, b) for a, b in zip(x.split(step), rests, strict=False)])
+
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         x = self.dwconv(pointwise(x, self.fc1.weight, self.fc1.bias))
         return pointwise(x, self.fc2.weight, self.fc2.bias, residual=residual)
 

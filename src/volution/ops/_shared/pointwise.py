@@ -19,6 +19,9 @@ from volution.ops._shared.layout import is_channels_last
 # What PyTorch's CPU convolutions are vectorised for; float64 ones copy to other layouts and back.
 _CONVOLVED = (torch.float32, torch.bfloat16, torch.float16)
 _FINISHED = (torch.float32, torch.bfloat16)
+# Bytes of a map in fresh memory. The first write to each of its pages goes through the system.
+_LARGE = 2**24
+_FINISHES = torch.backends.mkldnn.is_available()
 # Padding, stride, dilation and groups of a 1 by 1 convolution.
 _STEPS: tuple[Any, ...] = ([0, 0], [1, 1], [1, 1], 1)
 
@@ -77,7 +80,7 @@ def _in_place(
 ) -> Tensor:
     """Compute :func:`pointwise` in the memory of its result; nothing is recorded."""
     kernel, other = _kernel(weight), residual if gate is None else gate
-    if input.dtype not in _FINISHED or not torch.backends.mkldnn.is_available():
+    if input.dtype not in _FINISHED or not _FINISHES:
         out = F.conv2d(input, kernel, bias)
     elif other is not None and activation is None and _joins(input, other):
         kind, factor = ("add", 1.0) if gate is None else ("mul", None)
@@ -113,6 +116,18 @@ def add_scaled(shortcut: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor
     if _library.runs_directly(branch):
         return torch.addcmul(shortcut, branch, scale[:, None, None], out=branch)
     return torch.addcmul(shortcut, branch, scale[:, None, None])
+
+
+def images_at_once(input: Tensor, channels: int) -> int:
+    """Return how many images to take at a time through a layer that widens them to ``channels``.
+
+    All of them, but where nothing is recorded and the widened maps would be larger than what
+    allocators keep at hand: fresh memory from the system costs more than computing what goes in.
+    """
+    n, _, height, width = input.shape
+    if not _library.runs_directly(input):
+        return max(1, n)
+    return max(1, min(n, _LARGE // (channels * height * width * input.element_size())))
 
 
 def _kernel(weight: Tensor) -> Tensor:
