@@ -121,7 +121,7 @@ class TestReport:
         assert on_cpu() == {"reference"}
 
     def test_tells_when_triton_is_missing(self, monkeypatch):
-        monkeypatch.setattr(_library, "_missing_triton", lambda: "triton is not installed")
+        monkeypatch.setattr(_library, "missing_triton", lambda: "triton is not installed")
         rows = [row for row in report() if row["device"] == "cuda"]
         assert {(row["implementation"], row["why"]) for row in rows} == {
             ("reference", "triton is not installed")

@@ -1,6 +1,7 @@
 """Spatial operators: each as a function, a module, a reference and its kernels."""
 
-from volution.ops._library import reference_ops, report
+from volution.ops._library import reference_ops
+from volution.ops._report import report
 from volution.ops._shared.depthwise import DepthwiseConv2d, depthwise_conv2d
 from volution.ops._shared.neighbourhood import correlate, gather, scatter, window_offsets
 from volution.ops.gnconv import GlobalLocalFilter, GnConv, global_filter2d, gnconv2d

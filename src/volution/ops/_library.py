@@ -71,7 +71,7 @@ class Operator:
     def cuda(self, *args: Any) -> Tensor:
         """Run on the GPU: the forced implementation, else Triton, else the reference."""
         self.check(*args)
-        name = _forced or ("reference" if _missing_triton() else "triton")
+        name = _forced or ("reference" if missing_triton() else "triton")
         return self.implementation(name)(*args)
 
     def elsewhere(self, *args: Any) -> Tensor:
@@ -88,7 +88,17 @@ class Operator:
         return self.native if name == "native" else self.reference  # "reference" and "plain"
 
 
-def _missing_triton() -> str | None:
+def operators() -> list[Operator]:
+    """Return every operator, in the order of their registration."""
+    return list(_OPERATORS.values())
+
+
+def forced() -> str | None:
+    """Return the implementation that every operator is forced to, if there is one."""
+    return _forced
+
+
+def missing_triton() -> str | None:
     """Return why Triton cannot be used, or None."""
     return None if importlib.util.find_spec("triton") else "triton is not installed"
 
@@ -353,54 +363,3 @@ def reference_ops() -> AbstractContextManager[None]:
         9.0
     """
     return forced_implementation("plain")
-
-
-def report() -> list[dict[str, str]]:
-    """Return which implementation each operator gets on each device, and why.
-
-    Returns:
-        One row per operator and device, with the keys ``operator``, ``device``,
-        ``implementation``, ``dtypes`` and ``why``.
-
-    Example:
-        >>> import volution
-        >>> sorted({row["device"] for row in volution.ops.report()})
-        ['cpu', 'cuda']
-    """
-    rows = []
-    for operator in _OPERATORS.values():
-        for device, describe in (("cpu", _cpu_choice), ("cuda", _cuda_choice)):
-            implementation, dtypes, why = describe(operator)
-            rows.append(
-                {
-                    "operator": operator.name,
-                    "device": device,
-                    "implementation": implementation,
-                    "dtypes": dtypes,
-                    "why": why,
-                }
-            )
-    return rows
-
-
-def _cpu_choice(operator: Operator) -> tuple[str, str, str]:
-    if _forced is not None:
-        return _forced, "all", "forced by a context of this process"
-    if _native.library is None:
-        return "reference", "all", _native.reason
-    names = " ".join(sorted(_short(dtype) for dtype in operator.native_dtypes))
-    return "native", names, f"{_native.reason}; other dtypes run on the reference"
-
-
-def _cuda_choice(operator: Operator) -> tuple[str, str, str]:
-    if _forced is not None:
-        return _forced, "all", "forced by a context of this process"
-    missing = _missing_triton()
-    if missing:
-        return "reference", "all", missing
-    present = "found" if torch.cuda.is_available() else "no CUDA device on this machine"
-    return "triton", "all", present
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
