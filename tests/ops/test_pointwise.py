@@ -97,6 +97,10 @@ class TestRunsDirectly:
             with torch.autograd.forward_ad.dual_level():
                 assert not _library.runs_directly(x)
 
+    def test_every_device_can_be_asked(self):
+        with torch.no_grad():
+            assert _library.runs_directly(torch.ones(1, device="meta"))
+
     def test_multiplications_are_counted(self):
         x, weight = torch.ones(1, 4, 3, 3), torch.ones(5, 4)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
