@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from volution.ops import DepthwiseConv2d, LKAttention
+from volution.ops import DepthwiseConv2d, LKAttention, depthwise_conv2d
 from volution.ops._shared.folding import (
     batch_norm_affine,
     fold_child_norm,
@@ -20,9 +21,9 @@ from volution.ops._shared.folding import (
 )
 from volution.ops._shared.pointwise import add_scaled, images_at_once, pointwise
 
-# One call in traced graphs, so that symbolic tracing does not stop at its choices.
+# One call each in traced graphs, so that symbolic tracing does not stop at their choices.
 torch.fx.wrap("add_scaled")
-torch.fx.wrap("pointwise")
+torch.fx.wrap("run_mlp")
 
 
 class Mlp(nn.Module):
@@ -53,15 +54,27 @@ class Mlp(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_depthwise)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        step = images_at_once(x, self.fc1.out_channels)
-        if step >= x.shape[0]:
-            return self._run(x, residual)
-        rests = [None] * len(x) if residual is None else residual.split(step)
-        return torch.cat([self._run(a, b) for a, b in zip(x.split(step), rests, strict=False)])
+        layers = (self.fc1, self.dwconv, self.fc2)
+        return run_mlp(x, residual, [p for m in layers for p in (m.weight, m.bias)])
 
-    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        x = self.dwconv(pointwise(x, self.fc1.weight, self.fc1.bias))
-        return pointwise(x, self.fc2.weight, self.fc2.bias, residual=residual)
+
+def run_mlp(x: Tensor, residual: Tensor | None, parameters: Sequence[Tensor | None]) -> Tensor:
+    """Run an :class:`Mlp` with the weights and biases of its layers, on a few images at a time."""
+    weight = parameters[0]
+    assert weight is not None
+    step = images_at_once(x, weight.shape[0])
+    if step >= x.shape[0]:
+        return _run_mlp(x, residual, *parameters)
+    rests = [None] * len(x) if residual is None else residual.split(step)
+    pairs = zip(x.split(step), rests, strict=False)
+    return torch.cat([_run_mlp(a, b, *parameters) for a, b in pairs])
+
+
+def _run_mlp(x: Tensor, residual: Tensor | None, *parameters: Any) -> Tensor:
+    first, bias, kernel, kernel_bias, last, last_bias = parameters
+    x = pointwise(x, first, bias)
+    x = depthwise_conv2d(x, kernel, kernel_bias, activation="gelu")
+    return pointwise(x, last, last_bias, residual=residual)
 
 
 class Block(nn.Module):
