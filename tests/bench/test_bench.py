@@ -170,7 +170,7 @@ class TestNetworks:
 
     def test_inference_and_training(self):
         inference, training = self.run()
-        assert inference["case"] == "van_b0 inference, ours, eager; peer eager"
+        assert inference["case"] == "van_b0 eager/eager"
         assert training["case"] == "van_b0 training step"
         for result in (inference, training):
             assert result["ours"].startswith("ours")
@@ -192,9 +192,9 @@ class TestNetworks:
             )
         )
         assert [r["case"] for r in results] == [
-            "van_b0 inference, ours, eager; peer eager",
-            "van_b0 inference, ours, fused, compiled; peer eager",
-            "van_b0 inference, ours, fused, compiled; peer compiled",
+            "van_b0 eager/eager",
+            "van_b0 compiled/eager",
+            "van_b0 compiled/compiled",
         ]
         assert results[1]["ours"] == results[2]["ours"] == "ours, fused, compiled, channels_last"
         # The peer is compiled in the format in which it is fastest.

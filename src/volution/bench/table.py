@@ -69,6 +69,8 @@ def show(record: dict[str, Any]) -> None:
         f"{peaks['copy_gbps']:.1f} GB/s.\n"
         f"Matrix products reach {peaks['gemm_gflops_float32']:.0f} GFLOP/s here."
     )
+    if record["what"] == "models":
+        out.print("eager/compiled: ours eager, peer compiled; ours is compiled when fused.")
 
 
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "forward": "fwd"} | {

@@ -133,7 +133,7 @@ def _inference(
         if ours in best and peer in best:
             work = contestants[best[ours]], contestants[best[peer]]
             yield {
-                "case": f"{name} inference, {ours}; peer {peer.removeprefix('plain, ')}",
+                "case": f"{name} {_mode(ours)}/{_mode(peer)}",
                 "batch": INFERENCE_BATCH,
                 "image_size": size,
                 "dtype": "float32",
@@ -142,6 +142,11 @@ def _inference(
                 "peer": best[peer],
                 **runner.paired(*work, device, budget=budget),
             }
+
+
+def _mode(who: str) -> str:
+    """Return the last word on how a contestant runs: eager or compiled."""
+    return who.rpartition(", ")[2]
 
 
 def _eager(name: str, device: str, *, size: int) -> dict[str, runner.Work]:
