@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from volution._support.console import log
 from volution.bench import contest, runner
-from volution.bench.contest import Wanted, check_close, dtype_name
+from volution.bench.contest import Wanted, WrongResultError, check_close, dtype_name
 from volution.ops import depthwise_conv2d
 
 
@@ -66,7 +67,13 @@ def measure(
             operands = _operands(case, device, dtype, batch)
             ours = partial(depthwise_conv2d, dilation=case.dilation)
             peer = partial(framework_conv2d, dilation=case.dilation)
-            check(case.name, {"ours": ours, "conv2d": peer}, peer, operands)
+            check(case.name, {"ours": ours}, peer, operands)
+            try:
+                check(case.name, {"conv2d": peer}, peer, operands)
+            except WrongResultError as error:
+                # PyTorch's dilated weight gradient, for one, is NaN in bfloat16 on some CPUs.
+                log.print(f"left out, the peer is wrong: {error}", markup=False)
+                continue
             for direction in ("forward", "backward"):
                 peers = contest.forms(peer, operands, partial(_work, direction), compiled=compiled)
                 times = contest.against_each_mode(
