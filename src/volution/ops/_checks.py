@@ -69,3 +69,9 @@ def check_one_of(name: str, value: object, choices: Sequence[object]) -> None:
     if value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ValueError(f"{name} must be one of {listed}, got {value!r}")
+
+
+def check_sides(name: str, height: int, width: int) -> None:
+    """Raise unless an image has a pixel."""
+    if height < 1 or width < 1:
+        raise ValueError(f"{name} must be at least 1 pixel high and wide, got {(height, width)}")

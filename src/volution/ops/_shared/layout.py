@@ -1,4 +1,4 @@
-"""Memory layouts of the results, in one place so that every kernel and the fakes agree.
+"""Sizes and memory layouts of maps, in one place so that every kernel and the fakes agree.
 
 A result follows its first operand: channels-last in, channels-last out. A kernel tensor counts as
 channels-last when it is pixel-major, (N, h, w, G, D) in memory: that is what a 1x1 convolution
@@ -43,3 +43,26 @@ def empty_kernel(like: Tensor, groups: int, taps: int) -> Tensor:
 def pixel_major(kernel: Tensor) -> Tensor:
     """Return ``kernel`` with (N, h, w, G, D) order in memory."""
     return kernel.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+
+
+def as_map(tensor: Tensor) -> Tensor:
+    """Return a map as the C kernels take it, channels adjacent; other layouts are converted."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def map_steps(tensor: Tensor) -> tuple[int, int, int]:
+    """Return the strides of images, rows and columns, for the C kernels."""
+    step = tensor.stride()
+    return step[0], step[2], step[3]
+
+
+def strided(size: int, stride: int) -> int:
+    """Return the side of a strided map: rounded up."""
+    return (size + stride - 1) // stride
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return what sums of this dtype are kept in: float32 for half precision."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from volution.ops import _checks
-
-
-def strided(size: int, stride: int) -> int:
-    """Return the side of a strided map: rounded up."""
-    return (size + stride - 1) // stride
+from volution.ops._shared.layout import strided
 
 
 def _check_kernel(name: str, weight: Tensor, map_name: str, map: Tensor) -> None:
@@ -35,11 +31,6 @@ def _check_steps(stride: int, dilation: int) -> None:
     _checks.check_positive("dilation", dilation)
 
 
-def _check_image(name: str, height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise ValueError(f"{name} must be at least 1 pixel high and wide, got {(height, width)}")
-
-
 def check_conv(
     input: Tensor,
     weight: Tensor,
@@ -57,7 +48,7 @@ def check_conv(
     _check_kernel("weight", weight, "input", input)
     _check_steps(stride, dilation)
     n, c, height, width = input.shape
-    _check_image("input", height, width)
+    _checks.check_sides("input", height, width)
     if bias is not None:
         _checks.check_rank("bias", bias, "B, C")
         _checks.check_same_kind("bias", bias, "input", input)
@@ -87,7 +78,7 @@ def check_input(
     _check_steps(stride, dilation)
     if len(size) != 2:
         raise ValueError(f"size must be (height, width), got {tuple(size)}")
-    _check_image("size", *size)
+    _checks.check_sides("size", *size)
     expected = (*grad.shape[:2], strided(size[0], stride), strided(size[1], stride))
     _checks.check_size("grad", grad, expected, "N, C, ceil(size/stride)")
 
@@ -103,7 +94,7 @@ def check_weight(
     _checks.check_positive("kernel_size", kernel_size, odd=True)
     _check_steps(stride, dilation)
     n, c, height, width = input.shape
-    _check_image("input", height, width)
+    _checks.check_sides("input", height, width)
     if batch not in (1, n):
         raise ValueError(f"batch must be 1 or the batch size of input, {n}, got {batch}")
     expected = (n, c, strided(height, stride), strided(width, stride))

@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from volution.ops import _native
-from volution.ops._shared.layout import empty_map
+from volution.ops._shared.layout import as_map, empty_map, map_steps, strided
 
 # Channels of the narrowest vectors; maps of fewer are padded to it.
 _LEAST_CHANNELS = {torch.float32: 4, torch.bfloat16: 8, torch.float64: 2}
-_Steps = tuple[int, int, int]
 
 
 def depthwise_conv2d(
@@ -40,14 +39,19 @@ def depthwise_conv2d(
         pair = _widened(input, missing), _widened(weight, missing)
         wide = depthwise_conv2d(*pair, more, gate, stride, dilation, scale, gelu)
         return _narrowed(wide, input, c)
-    h, w = _strided(height, stride), _strided(width, stride)
+    h, w = strided(height, stride), strided(width, stride)
     out = empty_map(input, (n, c, h, w))
-    x, y = _as_map(input), _as_map(out)
-    g = None if gate is None else _as_map(gate)
+    x, y = as_map(input), as_map(out)
+    g = None if gate is None else as_map(gate)
     b = None if bias is None else bias.contiguous()
     sizes = (n, c, height, width, h, w, weight.shape[2], stride, dilation, weight.shape[0])
     ending = (0 if g is None else g.shape[1], int(gelu), _bits(scale))
-    strides = (*_steps(x), *_steps(y), *((0, 0, 0) if g is None else _steps(g)), *weight.stride())
+    strides = (
+        *map_steps(x),
+        *map_steps(y),
+        *((0, 0, 0) if g is None else map_steps(g)),
+        *weight.stride(),
+    )
     image = 0 if b is None or b.shape[0] == 1 else c
     _native.call("depthwise_conv2d", (*sizes, *ending, *strides, image), (), (x, weight, b, g), y)
     return out if y is out else out.copy_(y)
@@ -63,9 +67,9 @@ def depthwise_conv2d_input(
         pair = _widened(grad, missing), _widened(weight, missing)
         return _narrowed(depthwise_conv2d_input(*pair, size, stride, dilation), grad, c)
     out = empty_map(grad, (n, c, *size))
-    y, x = _as_map(grad), _as_map(out)
+    y, x = as_map(grad), as_map(out)
     sizes = (n, c, *size, h, w, weight.shape[2], stride, dilation, weight.shape[0])
-    strides = (*_steps(x), *_steps(y), 0, 0, 0, *weight.stride(), 0)
+    strides = (*map_steps(x), *map_steps(y), 0, 0, 0, *weight.stride(), 0)
     _native.call("depthwise_conv2d_input", (*sizes, *_NO_ENDING, *strides), (), (y, weight), x)
     return out if x is out else out.copy_(x)
 
@@ -80,16 +84,12 @@ def depthwise_conv2d_weight(
         pair = _widened(grad, missing), _widened(input, missing)
         wide = depthwise_conv2d_weight(*pair, batch, kernel_size, stride, dilation)
         return wide[:, :c].contiguous()
-    y, x = _as_map(grad), _as_map(input)
+    y, x = as_map(grad), as_map(input)
     kernels = grad.new_empty((batch, kernel_size, kernel_size, c))
     sizes = (n, c, height, width, *grad.shape[2:], kernel_size, stride, dilation, batch)
-    strides = (*_steps(x), *_steps(y), *_NO_STRIDES)
+    strides = (*map_steps(x), *map_steps(y), *_NO_STRIDES)
     _native.call("depthwise_conv2d_weight", (*sizes, *_NO_ENDING, *strides), (), (y, x), kernels)
     return kernels.permute(0, 3, 1, 2).contiguous()
-
-
-def _strided(size: int, stride: int) -> int:
-    return (size + stride - 1) // stride
 
 
 def _bits(value: float) -> int:
@@ -112,14 +112,3 @@ def _widened(tensor: Tensor, missing: int) -> Tensor:
 
 def _narrowed(wide: Tensor, like: Tensor, channels: int) -> Tensor:
     return empty_map(like, (wide.shape[0], channels, *wide.shape[2:])).copy_(wide[:, :channels])
-
-
-def _as_map(tensor: Tensor) -> Tensor:
-    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _steps(tensor: Tensor) -> _Steps:
-    step = tensor.stride()
-    return step[0], step[2], step[3]

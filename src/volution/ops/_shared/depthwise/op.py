@@ -12,7 +12,7 @@ correlation of the two maps, so each one's gradients are the other two, to any o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from volution.ops import _checks, _library, _native
 from volution.ops._shared.depthwise import native, reference
-from volution.ops._shared.depthwise.checks import check_conv, check_input, check_weight, strided
-from volution.ops._shared.layout import empty_map
+from volution.ops._shared.depthwise.checks import check_conv, check_input, check_weight
+from volution.ops._shared.layout import empty_map, strided
 
 _TRITON = "volution.ops._shared.depthwise.triton_kernels"
 
@@ -243,18 +243,18 @@ def _folded(tensor: Tensor | None, dim: int | None, size: int, batch: int) -> Te
     return tensor.expand(size, batch, *tensor.shape[2:]).flatten(0, 1)
 
 
-def _vmap_conv(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-    size = info.batch_size
-    batch = args[0].shape[0 if in_dims[0] is None else int(in_dims[0] == 0)]
-    tensors = [_folded(x, dim, size, batch) for x, dim in zip(args[:4], in_dims, strict=False)]
-    return _CONV(*tensors, *args[4:]).unflatten(0, (size, batch)), 0
+def _vmap_maps(name: str, count: int) -> Callable[..., tuple[Tensor, int]]:
+    """Return the batching rule of an operator of ``count`` tensors that returns a map."""
 
+    def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        size = info.batch_size
+        batch = args[0].shape[0 if in_dims[0] is None else int(in_dims[0] == 0)]
+        pairs = zip(args[:count], in_dims, strict=False)
+        tensors = [_folded(x, dim, size, batch) for x, dim in pairs]
+        out: Tensor = getattr(torch.ops.volution, name)(*tensors, *args[count:])
+        return out.unflatten(0, (size, batch)), 0
 
-def _vmap_input(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-    size = info.batch_size
-    batch = args[0].shape[0 if in_dims[0] is None else int(in_dims[0] == 0)]
-    tensors = [_folded(x, dim, size, batch) for x, dim in zip(args[:2], in_dims, strict=False)]
-    return _INPUT(*tensors, *args[2:]).unflatten(0, (size, batch)), 0
+    return rule
 
 
 def _vmap_weight(
@@ -297,7 +297,7 @@ _CONV = _library.register(
     flops=_flops_conv,
     tensors=4,
     tangents=_tangents_conv,
-    vmap=_vmap_conv,
+    vmap=_vmap_maps("depthwise_conv2d", 4),
 )
 _INPUT = _library.register(
     "depthwise_conv2d_input(Tensor grad, Tensor weight, SymInt[] size, int stride, int dilation) "
@@ -310,7 +310,7 @@ _INPUT = _library.register(
     fake=_fake_input,
     backward=_backward_input,
     flops=_flops_input,
-    vmap=_vmap_input,
+    vmap=_vmap_maps("depthwise_conv2d_input", 2),
 )
 _WEIGHT = _library.register(
     "depthwise_conv2d_weight(Tensor grad, Tensor input, SymInt batch, int kernel_size, int stride, "

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from volution.ops._shared.layout import format_of
+from volution.ops._shared.layout import accumulation_dtype, format_of
 
 
 def depthwise_conv2d(
@@ -29,7 +29,7 @@ def depthwise_conv2d(
     gelu: bool,
 ) -> Tensor:
     """``y = act(scale * (conv(input, weight) + bias)) * gate``, one kernel for each channel."""
-    wide = _accumulation_dtype(input.dtype)
+    wide = accumulation_dtype(input.dtype)
     settings = _settings(weight, stride, dilation)
     x, w = _one_image(input.to(wide), weight.to(wide))
     out = F.conv2d(x, w, groups=w.shape[0], **settings)
@@ -51,7 +51,7 @@ def depthwise_conv2d_input(
     grad: Tensor, weight: Tensor, size: Sequence[int], stride: int, dilation: int
 ) -> Tensor:
     """Transpose the convolution: its gradient for an input of ``size``."""
-    wide = _accumulation_dtype(grad.dtype)
+    wide = accumulation_dtype(grad.dtype)
     settings = _settings(weight, stride, dilation)
     y, w = _one_image(grad.to(wide), weight.to(wide))
     rest = [
@@ -67,7 +67,7 @@ def depthwise_conv2d_weight(
 ) -> Tensor:
     """Compare the output's gradient with the shifted input: the gradient of the weight."""
     n, c = input.shape[:2]
-    wide = _accumulation_dtype(input.dtype)
+    wide = accumulation_dtype(input.dtype)
     shape = (batch, c, kernel_size, kernel_size)
     if n == 0 or c == 0:
         return input.new_zeros(shape)
@@ -91,7 +91,3 @@ def _one_image(map: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _settings(weight: Tensor, stride: int, dilation: int) -> dict[str, Any]:
     return {"stride": stride, "padding": dilation * (weight.shape[2] // 2), "dilation": dilation}
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from volution.ops import _native
-from volution.ops._shared.layout import empty_kernel, empty_map, pixel_major
+from volution.ops._shared.layout import as_map, empty_kernel, empty_map, map_steps, pixel_major
 
 
 def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
@@ -21,10 +20,12 @@ def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -
     n, c, height, width = input.shape
     _, groups, taps, h, w = kernel.shape
     out = empty_map(input, (n, c, h, w))
-    x, k = _as_map(input), _as_kernel(kernel)
-    y = _as_map(out)
+    x, k = as_map(input), _as_kernel(kernel)
+    y = as_map(out)
     sizes = (n, c, height, width, groups, taps, h, w, stride)
-    _native.call("gather", sizes + _steps(x) + _steps(y) + _kernel_steps(k), offsets, (x, k), y)
+    _native.call(
+        "gather", sizes + map_steps(x) + map_steps(y) + _kernel_steps(k), offsets, (x, k), y
+    )
     return out if y is out else out.copy_(y)
 
 
@@ -35,10 +36,12 @@ def scatter(
     n, c, h, w = input.shape
     groups, taps = kernel.shape[1:3]
     out = empty_map(input, (n, c, *size))
-    x, k = _as_map(input), _as_kernel(kernel)
-    y = _as_map(out)
+    x, k = as_map(input), _as_kernel(kernel)
+    y = as_map(out)
     sizes = (n, c, *size, groups, taps, h, w, stride)
-    _native.call("scatter", sizes + _steps(y) + _steps(x) + _kernel_steps(k), offsets, (x, k), y)
+    _native.call(
+        "scatter", sizes + map_steps(y) + map_steps(x) + _kernel_steps(k), offsets, (x, k), y
+    )
     return out if y is out else out.copy_(y)
 
 
@@ -50,17 +53,13 @@ def correlate(
     height, width = input.shape[2:]
     taps = len(offsets) // 2
     out = empty_kernel(query, groups, taps)
-    q, x = _as_map(query), _as_map(input)
+    q, x = as_map(query), as_map(input)
     k = _as_kernel(out)
     sizes = (n, c, height, width, groups, taps, h, w, stride)
-    _native.call("correlate", sizes + _steps(x) + _steps(q) + _kernel_steps(k), offsets, (q, x), k)
+    _native.call(
+        "correlate", sizes + map_steps(x) + map_steps(q) + _kernel_steps(k), offsets, (q, x), k
+    )
     return out if k is out else out.copy_(k)
-
-
-def _as_map(tensor: Tensor) -> Tensor:
-    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _as_kernel(tensor: Tensor) -> Tensor:
@@ -68,11 +67,6 @@ def _as_kernel(tensor: Tensor) -> Tensor:
     if (tensor.stride(2) == 1 or taps == 1) and (tensor.stride(1) == taps or groups == 1):
         return tensor
     return pixel_major(tensor)
-
-
-def _steps(tensor: Tensor) -> tuple[int, int, int]:
-    step = tensor.stride()
-    return step[0], step[2], step[3]
 
 
 def _kernel_steps(tensor: Tensor) -> tuple[int, int, int]:

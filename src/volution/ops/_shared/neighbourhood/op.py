@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from volution.ops import _checks, _library, _native
-from volution.ops._shared.layout import empty_kernel, empty_map
+from volution.ops._shared.layout import empty_kernel, empty_map, strided
 from volution.ops._shared.neighbourhood import native, reference
 
 _TRITON = "volution.ops._shared.neighbourhood.triton_kernels"
@@ -164,10 +164,6 @@ def correlate(
     return _library.call(_CORRELATE, query, input, offsets, groups, stride)
 
 
-def _strided(size: int, stride: int) -> int:
-    return (size + stride - 1) // stride
-
-
 def _check_window(offsets: Sequence[int], stride: int, taps_name: str, taps: int) -> None:
     _checks.check_positive("stride", stride)
     if len(offsets) == 0 or len(offsets) % 2:
@@ -181,11 +177,6 @@ def _check_window(offsets: Sequence[int], stride: int, taps_name: str, taps: int
         )
 
 
-def _check_full(name: str, height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise ValueError(f"{name} must be at least 1 pixel high and wide, got {(height, width)}")
-
-
 def _check_gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> None:
     _checks.check_rank("input", input, "N, C, H, W")
     _checks.check_rank("kernel", kernel, "N, G, D, h, w")
@@ -194,9 +185,9 @@ def _check_gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride:
     n, c, height, width = input.shape
     _, groups, taps, _, _ = kernel.shape
     _check_window(offsets, stride, "kernel", taps)
-    _check_full("input", height, width)
+    _checks.check_sides("input", height, width)
     _checks.check_divides("the groups of kernel", groups, "the channels of input", c)
-    expected = (n, groups, taps, _strided(height, stride), _strided(width, stride))
+    expected = (n, groups, taps, strided(height, stride), strided(width, stride))
     _checks.check_size("kernel", kernel, expected, "N, G, D, ceil(H/stride), ceil(W/stride)")
 
 
@@ -212,10 +203,10 @@ def _check_scatter(
     _check_window(offsets, stride, "kernel", taps)
     if len(size) != 2:
         raise ValueError(f"size must be (height, width), got {tuple(size)}")
-    _check_full("size", *size)
+    _checks.check_sides("size", *size)
     _checks.check_divides("the groups of kernel", groups, "the channels of input", c)
     _checks.check_size("kernel", kernel, (n, groups, taps, h, w), "N, G, D, h, w")
-    expected = (n, c, _strided(size[0], stride), _strided(size[1], stride))
+    expected = (n, c, strided(size[0], stride), strided(size[1], stride))
     _checks.check_size("input", input, expected, "N, C, ceil(size/stride)")
 
 
@@ -228,9 +219,9 @@ def _check_correlate(
     _checks.check_same_kind("input", input, "query", query)
     n, c, height, width = input.shape
     _check_window(offsets, stride, "offsets", len(offsets) // 2)
-    _check_full("input", height, width)
+    _checks.check_sides("input", height, width)
     _checks.check_divides("groups", groups, "the channels of query", c)
-    expected = (n, c, _strided(height, stride), _strided(width, stride))
+    expected = (n, c, strided(height, stride), strided(width, stride))
     _checks.check_size("query", query, expected, "N, C, ceil(H/stride), ceil(W/stride)")
 
 

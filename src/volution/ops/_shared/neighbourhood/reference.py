@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from volution.ops._shared.layout import format_of, is_channels_last, pixel_major
+from volution.ops._shared.layout import accumulation_dtype, format_of, is_channels_last, pixel_major
 
 
 def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
     """``y[c, i] = sum over taps of kernel[g(c), tap, i] * input[c, stride * i + offset]``."""
     n, c, height, width = input.shape
     groups, h, w = kernel.shape[1], kernel.shape[3], kernel.shape[4]
-    wide = _accumulation_dtype(input.dtype)
+    wide = accumulation_dtype(input.dtype)
     k = kernel.to(wide).unsqueeze(2)  # N G 1 D h w
     padded = F.pad(input.to(wide), _padding(height, width, h, w, offsets, stride))
     out = torch.zeros((), dtype=wide, device=input.device)
@@ -39,7 +39,7 @@ def scatter(
     """``y[c, t] = sum of kernel[g(c), tap, i] * input[c, i] where stride * i + offset = t``."""
     n, c, h, w = input.shape
     groups = kernel.shape[1]
-    wide = _accumulation_dtype(input.dtype)
+    wide = accumulation_dtype(input.dtype)
     left, right, top, bottom = _padding(size[0], size[1], h, w, offsets, stride)
     out = torch.zeros(
         (n, groups, c // groups, size[0] + top + bottom, size[1] + left + right),
@@ -60,7 +60,7 @@ def correlate(
     """``k[g, tap, i] = sum over channels of g of query[c, i] * input[c, stride * i + offset]``."""
     n, c, h, w = query.shape
     height, width = input.shape[2:]
-    wide = _accumulation_dtype(input.dtype)
+    wide = accumulation_dtype(input.dtype)
     q = query.to(wide).reshape(n, groups, c // groups, h, w)
     padded = F.pad(input.to(wide), _padding(height, width, h, w, offsets, stride))
     taps = [
@@ -71,10 +71,6 @@ def correlate(
     if is_channels_last(query):
         return pixel_major(kernel)
     return kernel.contiguous()
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _in_format(tensor: Tensor, like: Tensor) -> Tensor:
