@@ -128,6 +128,7 @@ def depthwise(library, rng, draw):
         0 if gate is None else gate.shape[3],
         gelu,
         *struct.unpack("q", struct.pack("d", scale)),
+        int(stride == 1 and not name.endswith("weight") and draw.random() < 0.3),
     ]
     sizes += steps(full) + steps(small) + ([0, 0, 0] if gate is None else steps(gate))
     sizes += [step // weight.itemsize for step in weight.strides]

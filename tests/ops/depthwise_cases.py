@@ -34,6 +34,7 @@ class Case:
     scale: float = 1.0
     gelu: bool = False
     gated: int = 0
+    shortcut: bool = False
 
     @property
     def h(self) -> int:

@@ -26,9 +26,11 @@ def _check_kernel(name: str, weight: Tensor, map_name: str, map: Tensor) -> None
         )
 
 
-def _check_steps(stride: int, dilation: int) -> None:
+def _check_steps(stride: int, dilation: int, shortcut: bool = False) -> None:
     _checks.check_positive("stride", stride)
     _checks.check_positive("dilation", dilation)
+    if shortcut and stride != 1:
+        raise ValueError(f"shortcut needs stride 1, so that sizes are equal, got stride={stride}")
 
 
 def check_conv(
@@ -40,13 +42,14 @@ def check_conv(
     dilation: int,
     scale: float,
     gelu: bool,
+    shortcut: bool = False,
 ) -> None:
     """Raise unless these are arguments of the convolution."""
     _checks.check_rank("input", input, "N, C, H, W")
     _checks.check_floating("input", input)
     _checks.check_same_kind("weight", weight, "input", input)
     _check_kernel("weight", weight, "input", input)
-    _check_steps(stride, dilation)
+    _check_steps(stride, dilation, shortcut)
     n, c, height, width = input.shape
     _checks.check_sides("input", height, width)
     if bias is not None:
@@ -68,14 +71,19 @@ def check_conv(
 
 
 def check_input(
-    grad: Tensor, weight: Tensor, size: Sequence[int], stride: int, dilation: int
+    grad: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: int,
+    dilation: int,
+    shortcut: bool = False,
 ) -> None:
     """Raise unless these are arguments of its transpose."""
     _checks.check_rank("grad", grad, "N, C, h, w")
     _checks.check_floating("grad", grad)
     _checks.check_same_kind("weight", weight, "grad", grad)
     _check_kernel("weight", weight, "grad", grad)
-    _check_steps(stride, dilation)
+    _check_steps(stride, dilation, shortcut)
     if len(size) != 2:
         raise ValueError(f"size must be (height, width), got {tuple(size)}")
     _checks.check_sides("size", *size)

@@ -24,6 +24,7 @@ int KERNEL_NAME(depthwise_conv2d)(const int64_t *sizes, const int64_t *offsets, 
     void *copy = lay_out_weights(&call, second, 0, &failed);
     call.bias = third;
     call.gate_map = fourth;
+    if (sizes[15]) call.shortcut = first;
     if (!failed) failed = convolutions[call.dtype][widest_within(call.dtype, call.C)](&call, first, out);
     free(copy);
     return failed;
@@ -41,6 +42,7 @@ int KERNEL_NAME(depthwise_conv2d_input)(const int64_t *sizes, const int64_t *off
         const steps full = call.full;
         call.full = call.small;
         call.small = full;
+        if (sizes[15]) call.shortcut = first;
         failed = convolutions[call.dtype][width](&call, first, out);
     } else if (!failed) {
         failed = transposed[call.dtype][width](&call, first, out);

@@ -5,6 +5,7 @@
  *   gated   channels that the gate multiplies, 0 without a gate
  *   gelu    1 to apply it
  *   scale   the bits of a double
+ *   shortcut  1 to add the full map itself, at stride 1
  *   strides in elements:
  *     full map  (n, row, column)     the H x W side
  *     small map (n, row, column)     the h x w side
@@ -34,14 +35,14 @@ typedef struct {
     /* Set by lay_out_weights (weights.h): taps of one channel `tap` apart, channels adjacent. */
     const void *weight;
     int64_t tap, kernel;
-    const void *bias, *gate_map;
+    const void *bias, *gate_map, *shortcut;
 } depthwise;
 
 ALWAYS_INLINE depthwise depthwise_of(const int64_t *s) {
     depthwise g = {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11],
                    s[12], s[13], 0,
-                   {s[15], s[16], s[17]}, {s[18], s[19], s[20]}, {s[21], s[22], s[23]},
-                   s[24], s[25], s[26], s[27], s[28], NULL, 0, 0, NULL, NULL};
+                   {s[16], s[17], s[18]}, {s[19], s[20], s[21]}, {s[22], s[23], s[24]},
+                   s[25], s[26], s[27], s[28], s[29], NULL, 0, 0, NULL, NULL, NULL};
     memcpy(&g.scale, &s[14], sizeof g.scale);
     /* A small problem is done before the other threads have woken up. */
     if (g.N * g.h * g.w * g.C * g.K * g.K < 60000) g.threads = 1;

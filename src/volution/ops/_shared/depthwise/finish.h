@@ -1,4 +1,5 @@
-/* What surrounds the sums of a tile: they start at the bias and end scaled, activated and gated. */
+/* What surrounds the sums of a tile: they start at the bias and end with the shortcut, scaled,
+ * activated and gated. */
 #include "gelu.h"
 
 ALWAYS_INLINE void V(start)(const depthwise *g, int64_t n, int64_t c, V(vec) (*sum)[4], const int T,
@@ -36,6 +37,18 @@ ALWAYS_INLINE void V(finish)(const depthwise *g, V(elem) * y, int64_t n, int64_t
     const int gated = c < g->gated;
     const V(elem) *gate = gated ? (const V(elem) *)g->gate_map + n * g->gate.n + row * g->gate.row : NULL;
     V(elem) *out = y + n * g->small.n + row * g->small.row + c;
+    if (g->shortcut != NULL) {
+        const V(elem) *own = (const V(elem) *)g->shortcut + n * g->full.n + row * g->full.row + c;
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                V(vec) value[2];
+                V(load)(own + (col + t * spacing) * g->full.col + r * UNIT, value);
+#pragma GCC unroll 2
+                for (int part = 0; part < PARTS; part++) sum[t][r * PARTS + part] += value[part];
+            }
+    }
     if (g->scale != 1)
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++)

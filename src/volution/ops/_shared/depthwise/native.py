@@ -30,22 +30,25 @@ def depthwise_conv2d(
     dilation: int,
     scale: float,
     gelu: bool,
+    shortcut: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Compute :func:`reference.depthwise_conv2d` on the CPU."""
+    """Compute :func:`reference.depthwise_conv2d` on the CPU, into ``out`` where it is given."""
     n, c, height, width = input.shape
     missing = _missing_channels(input)
     if missing:
         more = None if bias is None else _widened(bias[:, :, None, None], missing)[:, :, 0, 0]
         pair = _widened(input, missing), _widened(weight, missing)
-        wide = depthwise_conv2d(*pair, more, gate, stride, dilation, scale, gelu)
-        return _narrowed(wide, input, c)
+        wide = depthwise_conv2d(*pair, more, gate, stride, dilation, scale, gelu, shortcut)
+        return _narrowed(wide, input, c, out)
     h, w = strided(height, stride), strided(width, stride)
-    out = empty_map(input, (n, c, h, w))
+    if out is None:
+        out = empty_map(input, (n, c, h, w))
     x, y = as_map(input), as_map(out)
     g = None if gate is None else as_map(gate)
     b = None if bias is None else bias.contiguous()
     sizes = (n, c, height, width, h, w, weight.shape[2], stride, dilation, weight.shape[0])
-    ending = (0 if g is None else g.shape[1], int(gelu), _bits(scale))
+    ending = (0 if g is None else g.shape[1], int(gelu), _bits(scale), int(shortcut))
     strides = (
         *map_steps(x),
         *map_steps(y),
@@ -58,19 +61,28 @@ def depthwise_conv2d(
 
 
 def depthwise_conv2d_input(
-    grad: Tensor, weight: Tensor, size: Sequence[int], stride: int, dilation: int
+    grad: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: int,
+    dilation: int,
+    shortcut: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Compute :func:`reference.depthwise_conv2d_input` on the CPU."""
+    """Compute :func:`reference.depthwise_conv2d_input` on the CPU, into ``out`` if it is given."""
     n, c, h, w = grad.shape
     missing = _missing_channels(grad)
     if missing:
         pair = _widened(grad, missing), _widened(weight, missing)
-        return _narrowed(depthwise_conv2d_input(*pair, size, stride, dilation), grad, c)
-    out = empty_map(grad, (n, c, *size))
+        wide = depthwise_conv2d_input(*pair, size, stride, dilation, shortcut)
+        return _narrowed(wide, grad, c, out)
+    if out is None:
+        out = empty_map(grad, (n, c, *size))
     y, x = as_map(grad), as_map(out)
     sizes = (n, c, *size, h, w, weight.shape[2], stride, dilation, weight.shape[0])
     strides = (*map_steps(x), *map_steps(y), 0, 0, 0, *weight.stride(), 0)
-    _native.call("depthwise_conv2d_input", (*sizes, *_NO_ENDING, *strides), (), (y, weight), x)
+    ending = (*_NO_ENDING[:-1], int(shortcut))
+    _native.call("depthwise_conv2d_input", (*sizes, *ending, *strides), (), (y, weight), x)
     return out if x is out else out.copy_(x)
 
 
@@ -97,8 +109,8 @@ def _bits(value: float) -> int:
     return bits
 
 
-# No gate, no GELU, scale 1; and no strides of gate, weight and bias.
-_NO_ENDING = (0, 0, _bits(1.0))
+# No gate, no GELU, scale 1, no shortcut; and no strides of gate, weight and bias.
+_NO_ENDING = (0, 0, _bits(1.0), 0)
 _NO_STRIDES = (0,) * 8
 
 
@@ -110,5 +122,7 @@ def _widened(tensor: Tensor, missing: int) -> Tensor:
     return F.pad(tensor, [0, 0, 0, 0, 0, missing])
 
 
-def _narrowed(wide: Tensor, like: Tensor, channels: int) -> Tensor:
-    return empty_map(like, (wide.shape[0], channels, *wide.shape[2:])).copy_(wide[:, :channels])
+def _narrowed(wide: Tensor, like: Tensor, channels: int, out: Tensor | None) -> Tensor:
+    if out is None:
+        out = empty_map(like, (wide.shape[0], channels, *wide.shape[2:]))
+    return out.copy_(wide[:, :channels])

@@ -37,6 +37,7 @@ def depthwise_conv2d(
     scale: float = 1.0,
     activation: str | None = None,
     gate: Tensor | None = None,
+    shortcut: bool = False,
 ) -> Tensor:
     r"""Filter every channel with its own kernel, and finish the result in the same pass.
 
@@ -45,7 +46,7 @@ def depthwise_conv2d(
     .. math::
         y_{n,c,i,j} = g_{n,c,i,j}\; a\Bigl(\alpha\bigl(b_c + \sum_{u,v=0}^{K-1} w_{c,u,v}\;
                       x_{n,\,c,\;si + d(u - \lfloor K/2 \rfloor),\;sj + d(v - \lfloor K/2 \rfloor)}
-                      \bigr)\Bigr).
+                      \;[{}+ x_{n,c,i,j}]\bigr)\Bigr).
 
     Args:
         input: Feature map :math:`x`, shape ``(N, C, H, W)``. Any memory format; channels-last is
@@ -61,13 +62,16 @@ def depthwise_conv2d(
         activation: :math:`a`: None for none, or ``"gelu"``, the exact (erf) form.
         gate: A map :math:`g` that multiplies the first ``C_g`` channels of the result, shape
             ``(N, C_g, H_out, W_out)`` with ``1 <= C_g <= C``; the other channels stay as they are.
+        shortcut: Add ``input`` itself to the sum, as the last term shows; needs ``stride`` 1.
+            Unlike a one added to the middle of the kernel, it costs half precision no digits.
 
     Returns:
         Tensor of shape ``(N, C, ceil(H / stride), ceil(W / stride))``, in the dtype, device and
         memory format of ``input``. Half precision is computed in float32 and rounded once.
 
     Raises:
-        ValueError: If a shape, ``stride``, ``dilation`` or ``activation`` breaks a rule above.
+        ValueError: If a shape, ``stride``, ``dilation``, ``activation`` or ``shortcut`` breaks a
+            rule above.
         TypeError: If ``input`` is not floating point, or another tensor differs in dtype or device.
 
     Gradients:
@@ -92,7 +96,8 @@ def depthwise_conv2d(
     if bias is not None and bias.dim() == 1:
         bias = bias[None]
     gelu = activation == "gelu"
-    return _library.call(_CONV, input, weight, bias, gate, stride, dilation, float(scale), gelu)
+    rest = (stride, dilation, float(scale), gelu, shortcut)
+    return _library.call(_CONV, input, weight, bias, gate, *rest)
 
 
 def _fake_conv(
@@ -137,6 +142,7 @@ def _backward_conv(
     dilation: int,
     scale: float,
     gelu: bool,
+    shortcut: bool = False,
 ) -> tuple[Tensor | None, ...]:
     steps = (stride, dilation)
     grad_gate = None
@@ -144,14 +150,14 @@ def _backward_conv(
         channels = gate.shape[1]
         operands = (_slice(x, channels) for x in (input, weight, bias, grad))
         # The result is linear in its gate, so the gate's gradient is the same pass, gated by grad.
-        grad_gate = _CONV(*operands, *steps, scale, gelu)
+        grad_gate = _CONV(*operands, *steps, scale, gelu, shortcut)
     inner = _gated(grad, gate)
     if gelu:
-        before = _CONV(input, weight, bias, None, *steps, scale, False)
+        before = _CONV(input, weight, bias, None, *steps, scale, False, shortcut)
         inner = torch.ops.aten.gelu_backward(inner, before)
     if scale != 1.0:
         inner = inner * scale
-    grad_input = _INPUT(inner, weight, input.shape[2:], *steps) if needs[0] else None
+    grad_input = _INPUT(inner, weight, input.shape[2:], *steps, shortcut) if needs[0] else None
     grad_weight = None
     if needs[1]:
         grad_weight = _WEIGHT(inner, input, weight.shape[0], weight.shape[2], *steps)
@@ -171,11 +177,12 @@ def _backward_input(
     size: Sequence[int],
     stride: int,
     dilation: int,
+    shortcut: bool = False,
 ) -> tuple[Tensor | None, ...]:
     steps = (stride, dilation)
     batch, side = weight.shape[0], weight.shape[2]
     return (
-        _CONV(grad, weight, None, None, *steps, 1.0, False) if needs[0] else None,
+        _CONV(grad, weight, None, None, *steps, 1.0, False, shortcut) if needs[0] else None,
         _WEIGHT(outer, grad, batch, side, *steps) if needs[1] else None,
     )
 
@@ -207,29 +214,45 @@ def _tangents_conv(
     dilation: int,
     scale: float,
     gelu: bool,
+    shortcut: bool = False,
 ) -> list[Tensor]:
     """Differentiate along tangents of the four tensors."""
     steps = (stride, dilation, scale)
     d_input, d_weight, d_bias, d_gate = moved
     parts = []
     if d_input is not None:
-        parts.append(_CONV(d_input, weight, None, None, *steps, False))
+        parts.append(_CONV(d_input, weight, None, None, *steps, False, shortcut))
     if d_weight is not None:
         parts.append(_CONV(input, d_weight, None, None, *steps, False))
     if d_bias is not None:
         size = [strided(side, stride) for side in input.shape[2:]]
         parts.append((scale * d_bias[:, :, None, None]).expand(*input.shape[:2], *size))
     if parts and gelu:
-        before = _CONV(input, weight, bias, None, *steps, False)
+        before = _CONV(input, weight, bias, None, *steps, False, shortcut)
         parts = [torch.ops.aten.gelu_backward(sum(parts[1:], parts[0]), before)]
     parts = [_gated(part, gate) for part in parts]
     if d_gate is not None:
         channels = d_gate.shape[1]
         operands = (_slice(x, channels) for x in (input, weight, bias))
-        moved_gate = _CONV(*operands, d_gate, *steps, gelu)
+        moved_gate = _CONV(*operands, d_gate, *steps, gelu, shortcut)
         rest = [0, 0, 0, 0, 0, input.shape[1] - channels]
         parts.append(F.pad(moved_gate, rest) if rest[-1] else moved_gate)
     return parts
+
+
+def _tangents_input(
+    moved: Sequence[Tensor | None],
+    grad: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: int,
+    dilation: int,
+    shortcut: bool = False,
+) -> list[Tensor]:
+    steps = (size, stride, dilation)
+    d_grad, d_weight = moved
+    parts = [] if d_grad is None else [_INPUT(d_grad, weight, *steps, shortcut)]
+    return parts if d_weight is None else [*parts, _INPUT(grad, d_weight, *steps, False)]
 
 
 def _folded(tensor: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
@@ -286,7 +309,7 @@ def _flops_weight(
 
 _CONV = _library.register(
     "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? gate, int stride, "
-    "int dilation, float scale, bool gelu) -> Tensor",
+    "int dilation, float scale, bool gelu, bool shortcut=False) -> Tensor",
     check=check_conv,
     reference=reference.depthwise_conv2d,
     native=native.depthwise_conv2d,
@@ -300,8 +323,8 @@ _CONV = _library.register(
     vmap=_vmap_maps("depthwise_conv2d", 4),
 )
 _INPUT = _library.register(
-    "depthwise_conv2d_input(Tensor grad, Tensor weight, SymInt[] size, int stride, int dilation) "
-    "-> Tensor",
+    "depthwise_conv2d_input(Tensor grad, Tensor weight, SymInt[] size, int stride, int dilation, "
+    "bool shortcut=False) -> Tensor",
     check=check_input,
     reference=reference.depthwise_conv2d_input,
     native=native.depthwise_conv2d_input,
@@ -310,6 +333,7 @@ _INPUT = _library.register(
     fake=_fake_input,
     backward=_backward_input,
     flops=_flops_input,
+    tangents=_tangents_input,
     vmap=_vmap_maps("depthwise_conv2d_input", 2),
 )
 _WEIGHT = _library.register(

@@ -27,8 +27,9 @@ def depthwise_conv2d(
     dilation: int,
     scale: float,
     gelu: bool,
+    shortcut: bool = False,
 ) -> Tensor:
-    """``y = act(scale * (conv(input, weight) + bias)) * gate``, one kernel for each channel."""
+    """``y = act(scale * (conv(input, weight) + bias + input)) * gate``, a kernel per channel."""
     wide = accumulation_dtype(input.dtype)
     settings = _settings(weight, stride, dilation)
     x, w = _one_image(input.to(wide), weight.to(wide))
@@ -36,6 +37,8 @@ def depthwise_conv2d(
     out = out.reshape(input.shape[0], input.shape[1], *out.shape[2:])
     if bias is not None:
         out = out + bias.to(wide)[:, :, None, None]
+    if shortcut:
+        out = out + input.to(wide)
     if scale != 1.0:
         out = out * scale
     if gelu:
@@ -48,9 +51,14 @@ def depthwise_conv2d(
 
 
 def depthwise_conv2d_input(
-    grad: Tensor, weight: Tensor, size: Sequence[int], stride: int, dilation: int
+    grad: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: int,
+    dilation: int,
+    shortcut: bool = False,
 ) -> Tensor:
-    """Transpose the convolution: its gradient for an input of ``size``."""
+    """Transpose the convolution, and its shortcut: the gradient for an input of ``size``."""
     wide = accumulation_dtype(grad.dtype)
     settings = _settings(weight, stride, dilation)
     y, w = _one_image(grad.to(wide), weight.to(wide))
@@ -59,6 +67,8 @@ def depthwise_conv2d_input(
     ]
     out = F.conv_transpose2d(y, w, groups=w.shape[0], output_padding=rest, **settings)
     out = out.reshape(grad.shape[0], grad.shape[1], *size)
+    if shortcut:
+        out = out + grad.to(wide)
     return out.to(grad.dtype).contiguous(memory_format=format_of(grad))
 
 

@@ -93,7 +93,7 @@ def _gelu(x):
 def _conv_kernel(
     x, k, b, g, y, scale: tl.float64, channels, gated, height, width, h, w, tiles_w, tiles,
     x_n, x_c, x_h, x_w, k_n, k_c, k_h, k_w, b_n, b_c, g_n, g_c, g_h, g_w, y_n, y_c, y_h, y_w,
-    BIAS: tl.constexpr, GATE: tl.constexpr, GELU: tl.constexpr,
+    BIAS: tl.constexpr, GATE: tl.constexpr, GELU: tl.constexpr, SHORTCUT: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
     FAST: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
@@ -123,6 +123,9 @@ def _conv_kernel(
                     row, j * STRIDE + (v - K // 2) * DILATION, height, width, x_h, x_w,
                     own, lanes, FAST,
                 )  # fmt: skip
+    if SHORTCUT:
+        pointers = values + _pixels(i * x_h + j * x_w, FAST)
+        total += tl.load(pointers, mask=lanes, other=0).to(ACC)
     total *= tl.full((1, 1), scale, ACC)
     if GELU:
         total = _gelu(total)
@@ -148,7 +151,7 @@ def _first_tap(
 def _transpose_kernel(
     y, k, x, channels, height, width, h, w, tiles_w, tiles,
     y_n, y_c, y_h, y_w, k_n, k_c, k_h, k_w, x_n, x_c, x_h, x_w,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SHORTCUT: tl.constexpr,
     COMMON: tl.constexpr, PERIOD: tl.constexpr, INVERSE: tl.constexpr,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
     BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
@@ -183,6 +186,8 @@ def _transpose_kernel(
                     a, j + (right - (v - K // 2) * DILATION) // STRIDE, h, w, y_h, y_w,
                     own, lanes, FAST,
                 )  # fmt: skip
+    if SHORTCUT:
+        total += tl.load(values + _pixels(row * y_h + column * y_w, FAST), mask=lanes, other=0).to(ACC)
     results = x + n * x_n + _channels(c * x_c, FAST)
     results += _pixels(row * x_h + column * x_w, FAST)
     tl.store(results, total.to(x.dtype.element_ty), mask=lanes)
@@ -250,13 +255,17 @@ def depthwise_conv2d(
     dilation: int,
     scale: float,
     gelu: bool,
+    shortcut: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Compute :func:`reference.depthwise_conv2d` on the GPU."""
+    """Compute :func:`reference.depthwise_conv2d` on the GPU, into ``out`` where it is given."""
     if triton_plan.framework_is_faster(weight.shape[2], stride, dilation, weight.shape[0]):
-        return reference.depthwise_conv2d(input, weight, bias, gate, stride, dilation, scale, gelu)
+        rest = (stride, dilation, scale, gelu, shortcut)
+        return _put(reference.depthwise_conv2d(input, weight, bias, gate, *rest), out)
     n, c, height, width = input.shape
     h, w = blocks(height, stride), blocks(width, stride)
-    out = empty_map(input, (n, c, h, w))
+    if out is None:
+        out = empty_map(input, (n, c, h, w))
     stride, dilation = (triton_plan.nearest(step, height, width) for step in (stride, dilation))
     plan = MapPlan.make(input, weight, out, gate, (h, w), stride, dilation)
     if plan is None:
@@ -271,20 +280,29 @@ def depthwise_conv2d(
         *((0, 0, 0, 0) if gate is None else gate.stride()), *out.stride(),
     )  # fmt: skip
     constants = {
-        "BIAS": bias is not None, "GATE": gate is not None, "GELU": gelu, **plan.constants
+        "BIAS": bias is not None, "GATE": gate is not None, "GELU": gelu, "SHORTCUT": shortcut,
+        **plan.constants,
     }  # fmt: skip
     _launch(_conv_kernel, plan.programs, (input, weight, bias, gate, out), sizes + steps, constants)
     return out
 
 
 def depthwise_conv2d_input(
-    grad: Tensor, weight: Tensor, size: Sequence[int], stride: int, dilation: int
+    grad: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    stride: int,
+    dilation: int,
+    shortcut: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Compute :func:`reference.depthwise_conv2d_input` on the GPU."""
+    """Compute :func:`reference.depthwise_conv2d_input` on the GPU, into ``out`` if it is given."""
     if triton_plan.framework_is_faster(weight.shape[2], stride, dilation, weight.shape[0]):
-        return reference.depthwise_conv2d_input(grad, weight, size, stride, dilation)
+        rest = (size, stride, dilation, shortcut)
+        return _put(reference.depthwise_conv2d_input(grad, weight, *rest), out)
     n, c, h, w = grad.shape
-    out = empty_map(grad, (n, c, *size))
+    if out is None:
+        out = empty_map(grad, (n, c, *size))
     stride, dilation = (triton_plan.nearest(step, *size) for step in (stride, dilation))
     plan = MapPlan.make(grad, weight, out, None, (h, w), stride, dilation)
     if plan is None:
@@ -296,7 +314,9 @@ def depthwise_conv2d_input(
     rows, columns = min(stride, size[0]), min(stride, size[1])
     sizes = (c, *size, h, w, plan.tiles_w, plan.tiles)
     steps = (*grad.stride(), *_kernel_steps(weight), *out.stride())
-    constants = {"ROWS": rows, "COLUMNS": columns, **residues, **plan.constants}
+    constants = {
+        "ROWS": rows, "COLUMNS": columns, "SHORTCUT": shortcut, **residues, **plan.constants
+    }  # fmt: skip
     programs = plan.programs * rows * columns
     _launch(_transpose_kernel, programs, (grad, weight, out), sizes + steps, constants)
     return out
@@ -320,6 +340,10 @@ def depthwise_conv2d_weight(
     steps = (*grad.stride(), *input.stride())
     _launch(_weight_kernel, plan.programs, (grad, input, sums), sizes + steps, plan.constants)
     return sums.sum(1).to(grad.dtype)
+
+
+def _put(result: Tensor, out: Tensor | None) -> Tensor:
+    return result if out is None else out.copy_(result)
 
 
 def _laid_out(weight: Tensor, plan: MapPlan) -> Tensor:
