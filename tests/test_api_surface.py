@@ -20,6 +20,7 @@ OPS = {
     "gnconv2d",
     "involution2d",
     "lka2d",
+    "mixed_depthwise_conv2d",
     "reference_ops",
     "report",
     "scatter",

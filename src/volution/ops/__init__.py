@@ -2,7 +2,11 @@
 
 from volution.ops._library import reference_ops
 from volution.ops._report import report
-from volution.ops._shared.depthwise import DepthwiseConv2d, depthwise_conv2d
+from volution.ops._shared.depthwise import (
+    DepthwiseConv2d,
+    depthwise_conv2d,
+    mixed_depthwise_conv2d,
+)
 from volution.ops._shared.neighbourhood import correlate, gather, scatter, window_offsets
 from volution.ops.gnconv import GlobalLocalFilter, GnConv, global_filter2d, gnconv2d
 from volution.ops.involution import Involution2d, involution2d
@@ -22,6 +26,7 @@ __all__ = [
     "gnconv2d",
     "involution2d",
     "lka2d",
+    "mixed_depthwise_conv2d",
     "reference_ops",
     "report",
     "scatter",
