@@ -124,9 +124,7 @@ def _check(
     _checks.check_size("weight", weight, (taps,), "sum of C_i * K_i * K_i")
 
 
-def _check_cut(
-    map_name: str, map: Tensor, channels: Sequence[int], sides: Sequence[int]
-) -> None:
+def _check_cut(map_name: str, map: Tensor, channels: Sequence[int], sides: Sequence[int]) -> None:
     if len(channels) != len(sides) or sum(channels) != map.shape[1]:
         raise ValueError(
             f"channels and sides must cut the {map.shape[1]} channels of {map_name}, got "
@@ -261,9 +259,7 @@ def _reference_input(
 ) -> Tensor:
     size = grad.shape[2:]
     parts = [
-        reference.depthwise_conv2d_input(
-            grad.narrow(1, first, count), kernel, size, 1, 1, shortcut
-        )
+        reference.depthwise_conv2d_input(grad.narrow(1, first, count), kernel, size, 1, 1, shortcut)
         for first, count, _, kernel in _slices(weight, channels, sides)
     ]
     return torch.cat(parts, 1)

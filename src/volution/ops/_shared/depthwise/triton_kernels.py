@@ -187,7 +187,9 @@ def _transpose_kernel(
                     own, lanes, FAST,
                 )  # fmt: skip
     if SHORTCUT:
-        total += tl.load(values + _pixels(row * y_h + column * y_w, FAST), mask=lanes, other=0).to(ACC)
+        total += tl.load(values + _pixels(row * y_h + column * y_w, FAST), mask=lanes, other=0).to(
+            ACC
+        )
     results = x + n * x_n + _channels(c * x_c, FAST)
     results += _pixels(row * x_h + column * x_w, FAST)
     tl.store(results, total.to(x.dtype.element_ty), mask=lanes)

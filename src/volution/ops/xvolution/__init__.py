@@ -1,0 +1,1 @@
+"""X-volution: convolution and windowed self-attention, folded into one."""
