@@ -146,7 +146,7 @@ def test_import_is_light():
 def test_native_module_converts_layouts_once():
     """A contiguous map and a contiguous kernel are what the C side does not take as they are."""
     assert as_map(torch.empty(2, 3, 4, 5)).stride(1) == 1
-    kernel = native._as_kernel(torch.empty(2, 3, 9, 4, 5))
+    kernel = native.as_kernel(torch.empty(2, 3, 9, 4, 5))
     assert (kernel.stride(2), kernel.stride(1)) == (1, 9)
 
 

@@ -20,11 +20,11 @@ def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -
     n, c, height, width = input.shape
     _, groups, taps, h, w = kernel.shape
     out = empty_map(input, (n, c, h, w))
-    x, k = as_map(input), _as_kernel(kernel)
+    x, k = as_map(input), as_kernel(kernel)
     y = as_map(out)
     sizes = (n, c, height, width, groups, taps, h, w, stride)
     _native.call(
-        "gather", sizes + map_steps(x) + map_steps(y) + _kernel_steps(k), offsets, (x, k), y
+        "gather", sizes + map_steps(x) + map_steps(y) + kernel_steps(k), offsets, (x, k), y
     )
     return out if y is out else out.copy_(y)
 
@@ -36,11 +36,11 @@ def scatter(
     n, c, h, w = input.shape
     groups, taps = kernel.shape[1:3]
     out = empty_map(input, (n, c, *size))
-    x, k = as_map(input), _as_kernel(kernel)
+    x, k = as_map(input), as_kernel(kernel)
     y = as_map(out)
     sizes = (n, c, *size, groups, taps, h, w, stride)
     _native.call(
-        "scatter", sizes + map_steps(y) + map_steps(x) + _kernel_steps(k), offsets, (x, k), y
+        "scatter", sizes + map_steps(y) + map_steps(x) + kernel_steps(k), offsets, (x, k), y
     )
     return out if y is out else out.copy_(y)
 
@@ -54,21 +54,23 @@ def correlate(
     taps = len(offsets) // 2
     out = empty_kernel(query, groups, taps)
     q, x = as_map(query), as_map(input)
-    k = _as_kernel(out)
+    k = as_kernel(out)
     sizes = (n, c, height, width, groups, taps, h, w, stride)
     _native.call(
-        "correlate", sizes + map_steps(x) + map_steps(q) + _kernel_steps(k), offsets, (q, x), k
+        "correlate", sizes + map_steps(x) + map_steps(q) + kernel_steps(k), offsets, (q, x), k
     )
     return out if k is out else out.copy_(k)
 
 
-def _as_kernel(tensor: Tensor) -> Tensor:
+def as_kernel(tensor: Tensor) -> Tensor:
+    """Return a kernel as the C side takes it: taps of a group adjacent, groups of a pixel too."""
     _, groups, taps, _, _ = tensor.shape
     if (tensor.stride(2) == 1 or taps == 1) and (tensor.stride(1) == taps or groups == 1):
         return tensor
     return pixel_major(tensor)
 
 
-def _kernel_steps(tensor: Tensor) -> tuple[int, int, int]:
+def kernel_steps(tensor: Tensor) -> tuple[int, int, int]:
+    """Return the strides of images, rows and columns of a kernel."""
     step = tensor.stride()
     return step[0], step[3], step[4]

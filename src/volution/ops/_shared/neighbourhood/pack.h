@@ -1,16 +1,8 @@
-/* Which vector width serves a call, and padded copies for groups that no width divides. */
+/* Padded copies for groups that no width divides. */
 #ifndef NEIGHBOURHOOD_PACK_H
 #define NEIGHBOURHOOD_PACK_H
 
 #include "window.h"
-
-/* Index of the widest vector whose elements divide cg; -1 if not even 16 bytes do. */
-ALWAYS_INLINE int widest(int64_t dtype, int64_t cg) {
-    int width = -1;
-    for (int i = 0; (16 << i) <= VOLUTION_VECTOR_BYTES; i++)
-        if (cg % ((16 << i) / element_size(dtype)) == 0) width = i;
-    return width;
-}
 
 /* One map of a call, or its copy with every group padded by zeros to whole vectors. */
 typedef struct {

@@ -47,6 +47,14 @@ ALWAYS_INLINE window window_of(const int64_t *s, const int64_t *offsets) {
     return w;
 }
 
+/* Index of the widest vector whose elements divide cg; -1 if not even 16 bytes do. */
+ALWAYS_INLINE int widest(int64_t dtype, int64_t cg) {
+    int width = -1;
+    for (int i = 0; (16 << i) <= VOLUTION_VECTOR_BYTES; i++)
+        if (cg % ((16 << i) / element_size(dtype)) == 0) width = i;
+    return width;
+}
+
 /* Rows that a thread takes at a time. Going down a few rows before going on to the right keeps the
  * overlapping windows of a tile in the first-level cache; every thread should still get work. */
 ALWAYS_INLINE int64_t rows_per_block(const window *w, int64_t rows) {
