@@ -12,41 +12,26 @@ Their checkpoints load unchanged, see :func:`volution.models.load_official`.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, get_act_layer, get_norm_layer
+from timm.layers import get_act_layer, get_norm_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.utils import reparameterize_model
-from torch import Tensor, nn
+from torch import nn
 
+from volution.models import _resnet_layers
 from volution.models._pyramid import Pyramid
-from volution.models._stages import drop_path_rates, stage_steps
+from volution.models._resnet_layers import ConvNorm, Layer, residual_stages
 from volution.models.official import checkpoint_filter_fn
 from volution.ops import Involution2d
-from volution.ops._shared.folding import fold_child_norm
 
 __all__ = ["Bottleneck", "RedNet"]
 
-Layer = Callable[..., nn.Module]
 
-
-class ConvNorm(nn.Sequential):
-    """A convolution, a norm, and perhaps an activation, one after the other."""
-
-    def fuse(self) -> ConvNorm:
-        """Return a copy in which the norm is folded into the convolution."""
-        fused = copy.deepcopy(self)
-        conv, norm, *_ = dict(fused.named_children())
-        fold_child_norm(fused, conv, norm)
-        return fused
-
-
-class Bottleneck(nn.Module):
+class Bottleneck(_resnet_layers.Bottleneck):
     """A residual bottleneck: 1 by 1 convolution, involution, 1 by 1 convolution.
 
     Args:
@@ -81,41 +66,27 @@ class Bottleneck(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        width = out_channels // 4
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False, **where)
-        self.bn1 = norm_layer(width, **where)
-        self.act1 = act_layer(inplace=True)
-        self.conv2 = Involution2d(
-            width, kernel_size, stride, dilation, group_channels=group_channels, **where
-        )
-        self.bn2 = norm_layer(width, **where)
-        self.act2 = act_layer(inplace=True)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False, **where)
-        self.bn3 = norm_layer(out_channels, **where)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = ConvNorm(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False, **where),
-                norm_layer(out_channels, **where),
+
+        def spatial(
+            channels: int, _: int, stride: int, dilation: int
+        ) -> tuple[nn.Module, nn.Module]:
+            layer = Involution2d(
+                channels, kernel_size, stride, dilation, group_channels=group_channels, **where
             )
-        self.act3 = act_layer(inplace=True)
+            return layer, norm_layer(channels, **where)
 
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.act1(self.bn1(self.conv1(x)))
-        branch = self.act2(self.bn2(self.conv2(branch)))
-        branch = self.drop_path(self.bn3(self.conv3(branch)))
-        out: Tensor = self.act3(branch + self.downsample(x))
-        return out
-
-    def fuse(self) -> Bottleneck:
-        """Return a copy whose norms are folded, but the one between involution and activation."""
-        fused = cast(Bottleneck, reparameterize_model(self))
-        fold_child_norm(fused, "conv1", "bn1")
-        fold_child_norm(fused, "conv3", "bn3")
-        return fused
+        super().__init__(
+            in_channels,
+            out_channels,
+            stride,
+            dilation,
+            spatial,
+            drop_path,
+            norm_layer,
+            act_layer,
+            **where,
+        )
 
 
 class RedNet(Pyramid):
@@ -189,27 +160,23 @@ class RedNet(Pyramid):
         self.stem = _stem(in_chans, channels, stem_kernel_size, group_channels, norm, act, where)
         self.feature_info = [{"num_chs": channels, "reduction": 2, "module": "stem"}]
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        reduction = 4
-        rates = drop_path_rates(drop_path_rate, depths)
-        for i, (stride, first_dilation, dilation) in enumerate(stage_steps(output_stride)):
-            blocks = [
-                Bottleneck(
-                    channels if block == 0 else widths[i],
-                    widths[i],
-                    stride if block == 0 else 1,
-                    first_dilation if block == 0 else dilation,
-                    kernel_size,
-                    group_channels,
-                    rate,
-                    norm,
-                    act,
-                    **where,
-                )
-                for block, rate in enumerate(rates[i])
-            ]
-            channels, reduction, name = widths[i], reduction * stride, f"layer{i + 1}"
-            self.add_module(name, nn.Sequential(*blocks))
-            self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": name})
+
+        def block(stage: int, stride: int, dilations: tuple[int, int], **sizes: Any) -> nn.Module:
+            return Bottleneck(
+                stride=stride,
+                dilation=dilations[0],
+                kernel_size=kernel_size,
+                group_channels=group_channels,
+                norm_layer=norm,
+                act_layer=act,
+                **sizes,
+                **where,
+            )
+
+        stages = residual_stages(block, channels, depths, widths, output_stride, drop_path_rate)
+        for name, layers, tap in stages:
+            self.add_module(name, layers)
+            self.feature_info.append(tap)
         self.add_head(global_pool, **where)
         self.init_weights(zero_init_last)
 
