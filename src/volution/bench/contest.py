@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ __all__ = [
     "Wanted",
     "WrongResultError",
     "against_each_mode",
+    "both_passes",
     "check_close",
+    "check_passes",
     "dtype_name",
     "forms",
+    "rates",
 ]
 
 Wanted = Callable[[str], bool]
@@ -42,6 +46,86 @@ def check_close(what: str, got: Tensor, want: Tensor, allowed: float) -> None:
         raise WrongResultError(
             f"{what}: error {error:.1e} of the largest value, allowed {allowed:.0e}"
         )
+
+
+def check_passes(
+    name: str,
+    contestants: Mapping[str, Callable[..., Tensor]],
+    definition: Callable[..., Tensor],
+    operands: Sequence[Tensor],
+    allowed: Mapping[str, float],
+    *,
+    slack: int = 1,
+) -> None:
+    """Raise :class:`WrongResultError` unless every contestant agrees with float64, both ways.
+
+    Args:
+        name: The case.
+        contestants: Functions of all operands but the last.
+        definition: The function in float64.
+        operands: The inputs, and the gradient of the output.
+        allowed: The error allowed for the output and for each input's gradient, by their names.
+        slack: How many times as much is allowed for any other contestant than ``"ours"``.
+    """
+    want = _results(definition, [t.double() for t in operands])
+    for who, function in contestants.items():
+        times = 1 if who == "ours" else slack
+        found = zip(allowed.items(), _results(function, operands), want, strict=True)
+        for (part, share), got, correct in found:
+            what = f"{name}, {who}, {part}, {operands[0].dtype}"
+            check_close(what, got, correct, times * share)
+
+
+def _results(function: Callable[..., Tensor], operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    *inputs, grad = (t.detach() for t in operands)
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    y = function(*inputs)
+    return y.detach(), *torch.autograd.grad(y, inputs, grad)
+
+
+def both_passes(
+    ours: Callable[..., Tensor],
+    peer: Callable[..., Tensor],
+    label: str,
+    operands: Sequence[Tensor],
+    device: str,
+    *,
+    budget: float,
+    compiled: bool,
+) -> Iterator[dict[str, Any]]:
+    """Pair ours with a peer in each of its forms, forward and backward for all inputs.
+
+    Args:
+        ours: The subject, a function of all operands but the last.
+        peer: What it is compared with.
+        label: What the peer is called.
+        operands: The inputs, and the gradient of the output.
+        device: ``"cpu"`` or ``"cuda"``.
+        budget: Seconds for each pair of contestants.
+        compiled: Let the peer run under :func:`torch.compile` as well, and keep its fastest form.
+    """
+    for direction in ("forward", "backward"):
+        peers = forms(peer, operands, partial(_work, direction), compiled=compiled)
+        work = _work(direction, ours, *operands)
+        yield {
+            "dtype": dtype_name(operands[0].dtype),
+            "direction": direction,
+            **against_each_mode(work, peers, label, device, budget),
+        }
+
+
+def _work(direction: str, function: Callable[..., Tensor], *operands: Tensor) -> runner.Work:
+    *inputs, grad = operands
+    if direction == "forward":
+        return torch.no_grad()(partial(function, *inputs))
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    y = function(*inputs)
+    return partial(torch.autograd.grad, y, inputs, grad, retain_graph=True)
+
+
+def rates(moved: int, flops: int, milliseconds: float) -> dict[str, float]:
+    """Return the rates of a call that moves so many bytes and does so many operations."""
+    return {"gbps": moved / milliseconds / 1e6, "gflops": flops / milliseconds / 1e6}
 
 
 def forms(

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from volution._support.console import log
-from volution.bench import contest, runner
-from volution.bench.contest import Wanted, WrongResultError, check_close, dtype_name
+from volution.bench import contest
+from volution.bench.contest import Wanted, WrongResultError
 from volution.ops import depthwise_conv2d
 
 
@@ -39,6 +39,7 @@ CASES = (
 # Error allowed against float64, as a share of the largest value: the output is a sum of K * K
 # products and is rounded once, a weight's gradient is one of N * H * W.
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 4e-3)}
+_PARTS = ("output", "grad input", "grad weight", "grad bias")
 
 
 def measure(
@@ -67,25 +68,42 @@ def measure(
             operands = _operands(case, device, dtype, batch)
             ours = partial(depthwise_conv2d, dilation=case.dilation)
             peer = partial(framework_conv2d, dilation=case.dilation)
-            check(case.name, {"ours": ours}, peer, operands)
-            try:
-                check(case.name, {"conv2d": peer}, peer, operands)
-            except WrongResultError as error:
-                # PyTorch's dilated weight gradient, for one, is NaN in bfloat16 on some CPUs.
-                log.print(f"left out, the peer is wrong: {error}", markup=False)
-                continue
-            for direction in ("forward", "backward"):
-                peers = contest.forms(peer, operands, partial(_work, direction), compiled=compiled)
-                times = contest.against_each_mode(
-                    _work(direction, ours, *operands), peers, "conv2d", device, budget
-                )
-                yield {
-                    "case": case.name,
-                    "dtype": dtype_name(dtype),
-                    "direction": direction,
-                    **times,
-                    **_rates(case, operands[0], direction, times["ours_ms"]["median"]),
-                }
+            yield from compare(
+                case.name, ours, peer, operands, device, budget=budget, compiled=compiled
+            )
+
+
+def compare(
+    name: str,
+    ours: Callable[..., Tensor],
+    peer: Callable[..., Tensor],
+    operands: tuple[Tensor, ...],
+    device: str,
+    *,
+    budget: float,
+    compiled: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield a result for each direction of a depthwise convolution, behind the gate.
+
+    Args:
+        name: The case.
+        ours: A function of map, weight and bias.
+        peer: The same in PyTorch's own operators; in float64 it is the definition.
+        operands: Map, weight, bias and the output's gradient.
+        device: ``"cpu"`` or ``"cuda"``.
+        budget: Seconds for each pair of contestants.
+        compiled: As in :func:`measure`.
+    """
+    check(name, {"ours": ours}, peer, operands)
+    try:
+        check(name, {"conv2d": peer}, peer, operands)
+    except WrongResultError as error:
+        # PyTorch's dilated weight gradient, for one, is NaN in bfloat16 on some CPUs.
+        log.print(f"left out, the peer is wrong: {error}", markup=False)
+        return
+    settings: dict[str, Any] = {"budget": budget, "compiled": compiled}
+    for result in contest.both_passes(ours, peer, "conv2d", operands, device, **settings):
+        yield {"case": name, **result, **_rates(operands, result)}
 
 
 def framework_conv2d(x: Tensor, weight: Tensor, bias: Tensor, *, dilation: int) -> Tensor:
@@ -101,15 +119,10 @@ def check(
     operands: tuple[Tensor, ...],
 ) -> None:
     """Raise ``WrongResultError`` unless every contestant agrees with float64."""
-    want = _results(definition, [t.double() for t in operands])
-    for who, function in contestants.items():
-        parts = ("output", "grad input", "grad weight", "grad bias")
-        for part, got, correct in zip(parts, _results(function, operands), want, strict=True):
-            once, summed = TOLERANCE[operands[0].dtype]
-            allowed = once if part in parts[:2] else summed
-            if who != "ours":
-                allowed *= _peer_slack(operands[0])
-            check_close(f"{name}, {who}, {part}, {operands[0].dtype}", got, correct, allowed)
+    once, summed = TOLERANCE[operands[0].dtype]
+    allowed = dict(zip(_PARTS, (once, once, summed, summed), strict=True))
+    slack = _peer_slack(operands[0])
+    contest.check_passes(name, contestants, definition, operands, allowed, slack=slack)
 
 
 def _peer_slack(x: Tensor) -> int:
@@ -117,13 +130,6 @@ def _peer_slack(x: Tensor) -> int:
     if x.dtype != torch.float32:
         return 8  # it sums weights' gradients of half precision in half precision
     return 200 if x.is_cuda else 1  # it may use TF32
-
-
-def _results(function: Callable[..., Tensor], operands: Any) -> tuple[Tensor, ...]:
-    *inputs, grad = (t.detach() for t in operands)
-    inputs = [t.clone().requires_grad_() for t in inputs]
-    y = function(*inputs)
-    return y.detach(), *torch.autograd.grad(y, inputs, grad)
 
 
 def _operands(case: Case, device: str, dtype: torch.dtype, batch: int) -> tuple[Tensor, ...]:
@@ -137,26 +143,9 @@ def _operands(case: Case, device: str, dtype: torch.dtype, batch: int) -> tuple[
     return x.contiguous(memory_format=last), weight, bias, grad.contiguous(memory_format=last)
 
 
-def _work(
-    direction: str,
-    function: Callable[..., Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    grad: Tensor,
-) -> runner.Work:
-    if direction == "forward":
-        return torch.no_grad()(partial(function, x, weight, bias))
-    inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
-    y = function(*inputs)
-    return partial(torch.autograd.grad, y, inputs, grad, retain_graph=True)
-
-
-def _rates(case: Case, x: Tensor, direction: str, milliseconds: float) -> dict[str, float]:
-    forward = direction == "forward"
-    flops = 2 * x.numel() * case.kernel_size**2 * (1 if forward else 2)
-    maps = 2 if forward else 3
-    return {
-        "gbps": maps * x.numel() * x.element_size() / milliseconds / 1e6,
-        "gflops": flops / milliseconds / 1e6,
-    }
+def _rates(operands: tuple[Tensor, ...], result: dict[str, Any]) -> dict[str, float]:
+    # What the kernels weigh does not count.
+    (x, weight, *_), forward = operands, result["direction"] == "forward"
+    flops = 2 * x.numel() * weight.shape[-1] ** 2 * (1 if forward else 2)
+    moved = (2 if forward else 3) * x.numel() * x.element_size()
+    return contest.rates(moved, flops, result["ours_ms"]["median"])
