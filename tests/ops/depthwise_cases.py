@@ -53,7 +53,8 @@ class Case:
         """What the public function takes beside the tensors."""
         activation = "gelu" if self.gelu else None
         steps = {"stride": self.stride, "dilation": self.dilation}
-        return {**steps, "scale": self.scale, "activation": activation}
+        rest = {"scale": self.scale, "activation": activation, "shortcut": self.shortcut}
+        return {**steps, **rest}
 
     def full(self) -> Tensor:
         return torch.randn(self.n, self.c, self.height, self.width, dtype=torch.float64)
@@ -95,6 +96,7 @@ ALL: dict[str, Any] = {"bias": True, "scale": 1 / 3, "gelu": True}
 CASES = [
     Case("all-together", 2, 5, 7, 6, 3, **ALL, gated=3),
     Case("stride2-uneven-own-kernels", 3, 3, 7, 5, 3, 2, own="wb", **ALL, gated=3),
+    Case("shortcut-of-few-channels", 2, 3, 6, 5, 5, 1, 2, own="w", gelu=True, shortcut=True),
     Case("narrow-gate-over-blocks", 1, 100, 3, 5, 5, gated=37),
     Case("dilated-7x7-on-7x7", 1, 17, 7, 7, 7, 1, 3),
     Case("even-size", 2, 24, 8, 6, 5, bias=True),
@@ -117,6 +119,9 @@ CASES = [
     Case("gate-of-one-channel", 2, 24, 5, 5, 3, gated=1),
     Case("own-kernels-shared-bias", 3, 24, 5, 6, 7, own="w", bias=True),
     Case("shared-kernels-own-biases", 3, 24, 5, 6, 5, own="b", bias=True, gelu=True),
+    Case("shortcut", 2, 48, 9, 8, 7, bias=True, shortcut=True, gated=24),
+    Case("shortcut-of-one-tap", 1, 40, 6, 5, 1, scale=0.5, shortcut=True),
+    Case("three-vectors-of-channels", 1, 48, 6, 9, 5, **ALL),
     Case("scale-of-zero", 1, 5, 4, 4, 3, scale=0.0, bias=True, gated=2),
     Case("photo-like", 1, 64, 14, 14, 7, 1, 3, **ALL, gated=64),
 ]
@@ -140,6 +145,8 @@ def conv_by_definition(case: Case, x: Tensor, kernel: Tensor, bias: Tensor | Non
     out = torch.zeros_like(case.strided())
     for u, v, i, j, y, z in _terms(case):
         out[:, :, i, j] += kernel[:, :, u, v] * x[:, :, y, z]
+    if case.shortcut:
+        out += x
     for n, c in itertools.product(range(case.n), range(case.c)):
         if bias is not None:
             out[n, c] += bias[n, c] if "b" in case.own else bias[c]
@@ -156,7 +163,7 @@ def input_by_definition(case: Case, grad: Tensor, kernel: Tensor) -> Tensor:
     out = torch.zeros_like(case.full())
     for u, v, i, j, y, z in _terms(case):
         out[:, :, y, z] += kernel[:, :, u, v] * grad[:, :, i, j]
-    return out
+    return out + grad if case.shortcut else out
 
 
 def weight_by_definition(case: Case, grad: Tensor, x: Tensor) -> Tensor:
@@ -226,9 +233,9 @@ def output_bounds(case: Case, operands: Any, cotangent: Tensor, wanted: list[Ten
     b = b[None] if b is not None and b.dim() == 1 else b
     size_b = None if b is None else b.abs()
     taps, pixels = case.size**2, case.n * case.h * case.w
-    plain = (*case.steps, case.scale, False)
+    plain = (*case.steps, case.scale, False, case.shortcut)
     z = reference.depthwise_conv2d(x, w, b, None, *plain)
-    absolute = (*case.steps, abs(case.scale), False)
+    absolute = (*case.steps, abs(case.scale), False, case.shortcut)
     size_z = reference.depthwise_conv2d(x.abs(), w.abs(), size_b, None, *absolute)
     error_z = r.summed(taps + 1, size_z) + r.inner * z.abs()
     activated, error = z, error_z
@@ -246,7 +253,8 @@ def output_bounds(case: Case, operands: Any, cotangent: Tensor, wanted: list[Ten
 
     shape = x.shape[2:]
     spread = [
-        reference.depthwise_conv2d_input(t, w.abs(), shape, *case.steps) for t in (error_back, size)
+        reference.depthwise_conv2d_input(t, w.abs(), shape, *case.steps, case.shortcut)
+        for t in (error_back, size)
     ]
     met = [
         reference.depthwise_conv2d_weight(t, x.abs(), w.shape[0], case.size, *case.steps)

@@ -33,7 +33,7 @@ each_implementation = pytest.mark.parametrize("where", IMPLEMENTATIONS, ids=iden
 def arguments(case: Case, x, w, b, g):
     """Arrange operands of the public function for the dispatcher and the reference."""
     b = b[None] if b is not None and b.dim() == 1 else b
-    return x, as_kernel(w, case.c), b, g, *case.steps, case.scale, case.gelu
+    return x, as_kernel(w, case.c), b, g, *case.steps, case.scale, case.gelu, case.shortcut
 
 
 class TestArithmetic:
@@ -48,7 +48,7 @@ class TestArithmetic:
                 conv_by_definition(case, x, as_kernel(w, case.c), b, g),
             ),
             (
-                reference.depthwise_conv2d_input(y, k, size, *case.steps),
+                reference.depthwise_conv2d_input(y, k, size, *case.steps, case.shortcut),
                 input_by_definition(case, y, k),
             ),
             (
@@ -186,13 +186,16 @@ class TestInput(Depthwise):
         return first.shape[2:] if case.stride == 1 else (case.height, case.width)
 
     def apply(self, case, first, second):
-        return _library.call(INPUT, first, second, self.size(case, first), *case.steps)
+        size = self.size(case, first)
+        return _library.call(INPUT, first, second, size, *case.steps, case.shortcut)
 
     def expected(self, case, first, second):
-        return reference.depthwise_conv2d_input(first, second, self.size(case, first), *case.steps)
+        size = self.size(case, first)
+        return reference.depthwise_conv2d_input(first, second, size, *case.steps, case.shortcut)
 
     def registered(self, case, first, second):
-        return INPUT, (first, second, (case.height, case.width), *case.steps)
+        size = (case.height, case.width)
+        return INPUT, (first, second, size, *case.steps, case.shortcut)
 
     def summands(self, case):
         return max(case.size**2, case.n * case.h * case.w)

@@ -140,7 +140,7 @@ TILE_FN(any_4, tile_any_stride, 4, 1)
 TILE_FN(any_1, tile_any_stride, 1, 1)
 
 /* Tiles of 1 to 7 pixels. With 16 registers the sums of 7 pixels may be one vector wide, with 32
- * two; the narrow ones serve fewer channels than that. */
+ * two; the narrow ones serve fewer channels than that, and the last ones of an odd number. */
 #if ELEMENT != 2
 #define WIDE (BYTES == 64 ? 2 / PARTS : 1)
 #define TILES_OF(name, call, ...)                                                                 \
@@ -170,9 +170,14 @@ static V(tile_fn) *const V(wide_tiles)[4][7] = {LIST_OF(wide_any), LIST_OF(wide_
 #if BYTES == 64 && ELEMENT == 0
 #define R 1
 TILES_OF(narrow_any, tile_any_k, )
+#if BYTES == VOLUTION_VECTOR_BYTES
+TILES_OF(narrow_3, tile, 3 COMMA)
+TILES_OF(narrow_5, tile, 5 COMMA)
+TILES_OF(narrow_7, tile, 7 COMMA)
+#endif
 #undef R
-static V(tile_fn) *const V(narrow_tiles)[4][7] = {LIST_OF(narrow_any), LIST_OF(narrow_any),
-                                                  LIST_OF(narrow_any), LIST_OF(narrow_any)};
+static V(tile_fn) *const V(narrow_tiles)[4][7] = {LIST_OF(narrow_3), LIST_OF(narrow_5),
+                                                  LIST_OF(narrow_7), LIST_OF(narrow_any)};
 #else
 #define narrow_tiles wide_tiles
 #endif
@@ -184,14 +189,24 @@ static V(tile_fn) *const V(narrow_tiles)[4][7] = {LIST_OF(narrow_any), LIST_OF(n
 #endif
 #undef TILE_FN
 
-/* The tiles of one class of columns: `pixels` of them from column `first` on, `spacing` apart. */
+/* The tiles of one class of columns: `pixels` of them from column `first` on, `spacing` apart.
+ * `narrow` is for channels that one unit holds. */
 typedef struct {
-    V(tile_fn) * tile;
+    V(tile_fn) * tile, *narrow;
     int64_t first, pixels, size, spacing, unit;
 } V(columns);
 
 ALWAYS_INLINE int64_t V(column)(const V(columns) * k, int64_t start) {
     return k->first + k->spacing * min64(start, k->pixels - k->size);
+}
+
+/* One tile, from channel c on or as far before it as the vectors need. */
+ALWAYS_INLINE void V(one_tile)(const depthwise *g, const V(columns) * k, const V(elem) * x,
+                               const V(elem) * weight, V(elem) * y, int64_t n, int64_t row,
+                               int64_t start, int64_t c) {
+    const int64_t col = V(column)(k, start), left = g->C - c;
+    if (left <= UNIT) k->narrow(g, x, weight, y, n, row, col, min64(c, g->C - UNIT));
+    else k->tile(g, x, weight, y, n, row, col, min64(c, g->C - k->unit));
 }
 
 /* Rows [row, end), channels [c, stop): down the rows first, those whose windows overlap tap on
@@ -203,7 +218,7 @@ static void V(down)(const depthwise *g, const V(columns) * k, const V(elem) * x,
         for (int64_t start = 0; start < k->pixels; start += k->size)
             for (int64_t part = row; part < min64(row + k->spacing, end); part++)
                 for (int64_t r = part; r < end; r += k->spacing)
-                    k->tile(g, x, weight, y, n, r, V(column)(k, start), min64(c, g->C - k->unit));
+                    V(one_tile)(g, k, x, weight, y, n, r, start, c);
 }
 
 /* The same, through all channels of a tile first: whole pixels pass in the order of memory. Small
@@ -214,8 +229,7 @@ static void V(along)(const depthwise *g, const V(columns) * k, const V(elem) * x
     for (; row < end; row++)
         for (int64_t start = 0; start < k->pixels; start += k->size)
             for (int64_t channel = c; channel < stop; channel += k->unit)
-                k->tile(g, x, weight, y, n, row, V(column)(k, start),
-                        min64(channel, g->C - k->unit));
+                V(one_tile)(g, k, x, weight, y, n, row, start, channel);
 }
 
 static int V(conv)(const depthwise *g, const void *full, void *small) {
@@ -232,13 +246,15 @@ static int V(conv)(const depthwise *g, const void *full, void *small) {
         const V(elem) *x = (const V(elem) *)full + n * g->full.n;
         const V(elem) *weight = (const V(elem) *)g->weight + (g->B > 1) * n * g->kernel;
         for (int64_t first = 0; first < classes; first++) {
-            V(columns) k = {g->w >= 4 ? V(any_4) : V(any_1), 0, g->w, g->w >= 4 ? 4 : 1, 1, unit};
+            V(tile_fn) *any = g->w >= 4 ? V(any_4) : V(any_1);
+            V(columns) k = {any, any, 0, g->w, g->w >= 4 ? 4 : 1, 1, unit};
 #if ELEMENT != 2
             if (walks) {
                 const int64_t pixels = class_size(g, first), size = tile_for(pixels, 7);
                 const int64_t kind = min64(g->K / 2, 4) - 1;
-                V(tile_fn) *tile = (wide ? V(wide_tiles) : V(narrow_tiles))[kind][size - 1];
-                k = (V(columns)){tile, first, pixels, size, g->dilation, unit};
+                V(tile_fn) *narrow = V(narrow_tiles)[kind][size - 1];
+                V(tile_fn) *tile = wide ? V(wide_tiles)[kind][size - 1] : narrow;
+                k = (V(columns)){tile, narrow, first, pixels, size, g->dilation, unit};
             }
 #endif
             (g->K <= 3 ? V(along) : V(down))(g, &k, x, weight, small, n, row, end, c, stop);
