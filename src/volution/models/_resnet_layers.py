@@ -92,7 +92,7 @@ class Bottleneck(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the output; ``spatial`` works on a quarter of them.
         stride: Step of the middle layer and of the shortcut.
-        dilation: Step between the taps of the middle layer.
+        dilations: As of a basic block; the middle layer has the first.
         spatial: Makes the middle layer and its norm.
         drop_path: Probability of leaving the branch out, in training.
         norm_layer: Makes a normalisation from its width.
@@ -110,7 +110,7 @@ class Bottleneck(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int,
-        dilation: int,
+        dilations: tuple[int, int],
         spatial: Spatial,
         drop_path: float = 0.0,
         norm_layer: Layer = nn.BatchNorm2d,
@@ -124,7 +124,7 @@ class Bottleneck(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False, **where)
         self.bn1 = norm_layer(width, **where)
         self.act1 = act_layer(inplace=True)
-        self.conv2, self.bn2 = spatial(width, width, stride, dilation)
+        self.conv2, self.bn2 = spatial(width, width, stride, dilations[0])
         self.act2 = act_layer(inplace=True)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False, **where)
         self.bn3 = norm_layer(out_channels, **where)

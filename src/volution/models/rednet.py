@@ -80,7 +80,7 @@ class Bottleneck(_resnet_layers.Bottleneck):
             in_channels,
             out_channels,
             stride,
-            dilation,
+            (dilation, dilation),
             spatial,
             drop_path,
             norm_layer,
