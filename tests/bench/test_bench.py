@@ -10,8 +10,8 @@ import torch
 from networks import images, twin
 
 from volution import bench
-from volution.bench import contest, memory, peers, peers_van, runner
-from volution.bench.cases import depthwise, involution, networks, scaling
+from volution.bench import contest, memory, peers, peers_van, runner, table
+from volution.bench.cases import depthwise, involution, large_images, networks, scaling
 from volution.cli import main
 from volution.ops import Involution2d, involution2d
 
@@ -157,13 +157,17 @@ def _grown(result):
     return result + bump
 
 
+def measured_here(function, **arguments):
+    """In this process: another one would not know what a test has made small."""
+    return memory.peak_mib(memory.made_by(function, **arguments), arguments["device"])
+
+
 class TestNetworks:
     @pytest.fixture(autouse=True)
     def one(self, monkeypatch):
         plain = partial(peers_van.PlainVAN, dims=(32, 64, 160, 256), depths=(3, 3, 5, 2))
         monkeypatch.setattr(networks, "NETWORKS", {"van_b0": plain})
-        # In this process: another one would not know the small network.
-        monkeypatch.setattr(networks, "_peak_memory", memory.peak_mib)
+        monkeypatch.setattr(memory, "measured_apart", measured_here)
 
     def run(self, **settings):
         return list(networks.measure("cpu", size=64, budget=0.05, compiled=False, **settings))
@@ -217,6 +221,76 @@ class TestNetworks:
             self.run(wanted=lambda name: "inference" in name)
         with pytest.raises(contest.WrongResultError, match="van_b0, gradient of the image"):
             self.run(wanted=lambda name: "training" in name)
+
+
+class TestMemory:
+    def test_what_a_process_holds_at_its_peak(self):
+        def work():
+            torch.ones(64 * 2**18)  # 64 MiB, gone at once
+
+        assert 60 < memory.peak_mib(work, "cpu") < 80
+
+    def test_a_process_of_its_own(self):
+        arguments = {"name": "van_b2", "device": "cpu", "size": [64, 96]}
+        peak = memory.measured_apart(
+            "large_images.work", who="ours, channels_last", task="inference", **arguments
+        )
+        assert 1 < peak < 1000
+
+    def test_what_goes_wrong_there_is_told(self):
+        with pytest.raises(RuntimeError, match=r"(?s)networks.training_step .*KeyError: 'resnet'"):
+            memory.measured_apart(
+                "networks.training_step", name="resnet", who="plain, contiguous", device="cpu",
+                size=64,
+            )  # fmt: skip
+
+
+class TestLargeImages:
+    @pytest.fixture(autouse=True)
+    def one(self, monkeypatch):
+        plain = partial(peers_van.PlainVAN, dims=(32, 64, 160, 256), depths=(3, 3, 5, 2))
+        monkeypatch.setattr(networks, "NETWORKS", {"van_b0": plain})
+        monkeypatch.setattr(large_images, "NETWORKS", ("van_b0",))
+
+    def test_memory_is_compared_with_the_leaner_peer(self, monkeypatch, capsys):
+        peaks = {"ours, channels_last": 10, "plain, contiguous": 40, "plain, channels_last": 30}
+
+        def measured(function, who, **arguments):
+            memory.made_by(function, who=who, **arguments)()
+            return peaks[who]
+
+        monkeypatch.setattr(memory, "measured_apart", measured)
+        results = list(large_images.measure("cpu", size=(64, 96)))
+        assert [r["case"] for r in results] == [
+            "van_b0 64x96 inference", "van_b0 64x96 training step"
+        ]  # fmt: skip
+        for result in results:
+            assert result["peer"] == "plain, channels_last"
+            assert result["memory_share"] == 10 / 30
+            assert table.progress(result).endswith(": 10 MiB against 30 MiB, 33 %")
+        machine = {"copy_gbps": 1.0, "gemm_gflops_float32": 1.0}
+        table.show({"what": "models", "peaks": machine, "results": results})
+        shown = capsys.readouterr().out
+        assert "van_b0 64x96 training step: peak memory 10 MiB against 30 MiB" in shown
+
+    def test_norms_do_not_see_the_single_image(self, monkeypatch):
+        made = []
+        monkeypatch.setattr(networks, "step", lambda net, image: made.append(net))
+        large_images.work("van_b0", "ours, channels_last", "training step", "cpu", (64, 64))
+        (net,) = made
+        assert net.training
+        assert not any(m.training for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+    def test_a_wrong_network_is_not_measured(self, monkeypatch):
+        right = large_images.work
+
+        def work(name, who, *args):
+            result = right(name, who, *args)()
+            return lambda: result * (1.001 if "plain" in who else 1)
+
+        monkeypatch.setattr(large_images, "work", work)
+        with pytest.raises(contest.WrongResultError, match="van_b0 at 64x96: differs by"):
+            list(large_images.measure("cpu", size=(64, 96)))
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)

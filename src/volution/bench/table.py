@@ -20,6 +20,8 @@ def progress(result: dict[str, Any]) -> str:
     words = f"{result['case']} {result['dtype']} {result['direction']}"
     if "slope" in result:
         return f"{words}: slope {result['slope']:.2f}"
+    if "ratio" not in result:
+        return f"{words}: {_memory(result)}"
     return f"{words}: {_time(result['ours_ms']['median'])} ms, {result['ratio']['median']:.1f}x"
 
 
@@ -32,7 +34,7 @@ def show(record: dict[str, Any]) -> None:
         left = title in ("case", "", "pass")
         table.add_column(title, justify="left" if left else "right", no_wrap=title != "case")
     for result in record["results"]:
-        if "slope" in result:
+        if "ratio" not in result:
             continue
         ratio = result["ratio"]
         share = f"{100 * result['gbps'] / peaks['copy_gbps']:.0f}%" if "gbps" in result else ""
@@ -58,10 +60,7 @@ def show(record: dict[str, Any]) -> None:
                 f"{first}² to {last}²"
             )
         if "memory_share" in result:
-            out.print(
-                f"{result['case']}: peak memory {result['ours_peak_mib']:.0f} MiB against "
-                f"{result['peer_peak_mib']:.0f} MiB, {100 * result['memory_share']:.0f} %"
-            )
+            out.print(f"{result['case']}: peak memory {_memory(result)}")
     out.print(
         "Milliseconds are medians. faster: median of paired runs against the fastest\n"
         "plain form; spread: its 10th to 90th percentile; eager: against the fastest\n"
@@ -82,6 +81,11 @@ def _eager(result: dict[str, Any]) -> str:
     """How many times faster than the peer's fastest eager form."""
     ratios = [p["ratio"]["median"] for p in result.get("peers", []) if p["peer"].endswith("eager")]
     return f"{ratios[0]:.0f}x" if ratios else ""
+
+
+def _memory(result: dict[str, Any]) -> str:
+    ours, peer = result["ours_peak_mib"], result["peer_peak_mib"]
+    return f"{ours:.0f} MiB against {peer:.0f} MiB, {100 * result['memory_share']:.0f} %"
 
 
 def _time(milliseconds: float) -> str:

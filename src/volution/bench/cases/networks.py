@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from volution import models
-from volution.bench import runner
+from volution.bench import memory, runner
 from volution.bench.contest import LAYOUTS, Wanted, WrongResultError
 from volution.bench.peers import with_unfold
 from volution.bench.peers_hornet import PlainHorNet
@@ -91,9 +88,11 @@ def enliven(net: nn.Module) -> nn.Module:
     At their default initialisation layer scales of 1e-6 and zero last norms would hide almost
     everything from the correctness gate. Statistics are taken from a batch of noise.
     """
-    for parameter in net.parameters():
+    for key, parameter in net.named_parameters():
         if parameter.dim() < 2:
             parameter.uniform_(0.1, 0.5)
+        elif "relative_pos_enc" in key:
+            parameter.normal_()  # one logit each, not a filter
         else:
             parameter.normal_(std=parameter[0].numel() ** -0.5)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -200,14 +199,19 @@ def _training(name: str, device: str, *, size: int, budget: float) -> dict[str, 
     check_gradients(name, device)
     # Ours is run as the README advises, the peer in its fastest format.
     ours = "ours, channels_last"
-    steps = {ours: training_step(name, "ours", device, torch.channels_last, size=size)}
+    steps = {ours: training_step(name, ours, device, size)}
     peers = {
-        f"plain, {label}": training_step(name, "plain", device, layout, size=size)
-        for label, layout in LAYOUTS.items()
+        who: training_step(name, who, device, size)
+        for who in (f"plain, {form}" for form in LAYOUTS)
     }
     peer, steps = runner.fastest(peers, device), steps | peers
     times = runner.paired(steps[ours], steps[peer], device, budget=budget)
-    memory = {who: _peak_memory(name, who, device, size) for who in (ours, peer)}
+    peaks = {
+        who: memory.measured_apart(
+            "networks.training_step", name=name, who=who, device=device, size=size
+        )
+        for who in (ours, peer)
+    }
     return {
         "case": f"{name} training step",
         "batch": TRAINING_BATCH,
@@ -217,9 +221,9 @@ def _training(name: str, device: str, *, size: int, budget: float) -> dict[str, 
         "ours": ours,
         "peer": peer,
         **times,
-        "ours_peak_mib": memory[ours],
-        "peer_peak_mib": memory[peer],
-        "memory_share": memory[ours] / memory[peer],
+        "ours_peak_mib": peaks[ours],
+        "peer_peak_mib": peaks[peer],
+        "memory_share": peaks[ours] / peaks[peer],
     }
 
 
@@ -241,26 +245,29 @@ def check_gradients(name: str, device: str) -> None:
         raise WrongResultError(f"{name}, gradient of the image: differs by {error:.1e}")
 
 
-def training_step(
-    name: str, form: str, device: str, layout: torch.memory_format, *, size: int
-) -> runner.Work:
-    """Return a call that runs forward, loss, backward and an SGD update at batch 8."""
-    model = build(name, form, device, layout, size=size).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
-    images = torch.randn(TRAINING_BATCH, 3, size, size, device=device)
-    images = images.contiguous(memory_format=layout)
-    labels = torch.arange(TRAINING_BATCH, device=device)
+def training_step(name: str, who: str, device: str, size: int) -> runner.Work:
+    """Return a call that runs a training step at batch 8.
 
-    def step() -> None:
+    Args:
+        name: A network.
+        who: Its form and memory format, such as ``"ours, channels_last"``.
+        device: Where it is trained.
+        size: Side of the images.
+    """
+    form, _, label = who.partition(", ")
+    model = build(name, form, device, LAYOUTS[label], size=size).train()
+    images = torch.randn(TRAINING_BATCH, 3, size, size, device=device)
+    return step(model, images.contiguous(memory_format=LAYOUTS[label]))
+
+
+def step(model: nn.Module, images: Tensor) -> runner.Work:
+    """Return a call that runs forward, loss, backward and an SGD update."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    labels = torch.arange(len(images), device=images.device)
+
+    def run() -> None:
         optimiser.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         optimiser.step()
 
-    return step
-
-
-def _peak_memory(name: str, who: str, device: str, size: int) -> float:
-    """Return the MiB two training steps add, measured in a process of their own."""
-    command = [sys.executable, "-m", "volution.bench.memory", name, who, device, str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["peak_mib"])
+    return run
