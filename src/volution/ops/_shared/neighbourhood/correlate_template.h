@@ -55,6 +55,10 @@ ALWAYS_INLINE void V(correlate_groups)(const window *g, const V(elem) * q,
                                        const int64_t units) {
     for (int64_t group = 0; group < g->G; group++, k += g->D) {
         const int64_t channel = group * g->cg;
+        if (g->D == 9 && LANES > 9) { /* a constant, for the window of 3 by 3 */
+            V(store_lanes)(k, V(correlate_taps)(q, at, channel, units, 9), 9);
+            continue;
+        }
         if (g->D < LANES) {
             const int few = (int)g->D;
             V(store_lanes)(k, V(correlate_taps)(q, at, channel, units, few), few);
