@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,8 +50,9 @@ class Operator:
     name: str
     check: Callable[..., None]
     reference: Callable[..., Tensor]
-    native: Callable[..., Tensor]
-    triton_module: str
+    # None for an operator that is made of PyTorch's own kernels on every device.
+    native: Callable[..., Tensor] | None
+    triton_module: str | None
     native_dtypes: frozenset[torch.dtype]
     tensors: int = 2
     # Filled at the first CUDA call: importing triton takes longer than importing volution.
@@ -61,7 +62,7 @@ class Operator:
         """Run on the CPU: the forced implementation, else compiled C, else the reference."""
         self.check(*args)
         if _forced is None:
-            if args[0].dtype in self.native_dtypes:
+            if self.native is not None and args[0].dtype in self.native_dtypes:
                 if _native.library is not None:
                     return self.native(*args)
                 _native.say_missing()
@@ -81,11 +82,12 @@ class Operator:
 
     def implementation(self, name: str) -> Callable[..., Tensor]:
         """Return the function behind an implementation's name."""
-        if name == "triton":
+        if name == "triton" and self.triton_module is not None:
             if self.triton is None:
                 self.triton = getattr(importlib.import_module(self.triton_module), self.name)
             return self.triton
-        return self.native if name == "native" else self.reference  # "reference" and "plain"
+        # "reference" and "plain", and what has no kernel of its own.
+        return self.native if name == "native" and self.native else self.reference
 
 
 def operators() -> list[Operator]:
@@ -108,12 +110,12 @@ def register(
     *,
     check: Callable[..., None],
     reference: Callable[..., Tensor],
-    native: Callable[..., Tensor],
-    triton_module: str,
-    native_dtypes: Sequence[torch.dtype],
     fake: Callable[..., Tensor],
     backward: Callable[..., tuple[Tensor | None, ...]],
     flops: Callable[..., int],
+    native: Callable[..., Tensor] | None = None,
+    triton_module: str | None = None,
+    native_dtypes: Sequence[torch.dtype] = (),
     tensors: int = 2,
     tangents: Callable[..., list[Tensor]] | None = None,
     vmap: Callable[..., tuple[Tensor, int]] | None = None,
@@ -121,19 +123,20 @@ def register(
     """Declare an operator and give every device its kernel.
 
     Without ``tangents`` and ``vmap`` it must be bilinear in two tensors of equal batch size.
+    Without ``native`` and ``triton_module`` its reference runs everywhere.
 
     Args:
         schema: The operator without its namespace; its tensors come first.
         check: Raises for arguments the operator does not take; called before every kernel.
         reference: Plain PyTorch, the specification.
-        native: Calls the compiled CPU library; used for ``native_dtypes`` only.
-        triton_module: Module that holds a Triton launcher of the operator's name; imported at
-            the first CUDA call.
-        native_dtypes: Dtypes the CPU library computes.
         fake: Returns an empty output of the right shape and strides.
         backward: ``(grad, needs, *tensors, *rest)`` to a gradient for each tensor; ``needs``
             says which of them are wanted.
         flops: Operations, for :class:`torch.utils.flop_counter.FlopCounterMode`.
+        native: Calls the compiled CPU library; used for ``native_dtypes`` only.
+        triton_module: Module that holds a Triton launcher of the operator's name; imported at
+            the first CUDA call.
+        native_dtypes: Dtypes the CPU library computes.
         tensors: How many of the arguments are tensors; all but the first may be None.
         tangents: ``(tangents, *args)`` to the summands of the output's tangent, for forward mode.
         vmap: The batching rule, as :func:`torch.library.register_vmap` takes it.
@@ -352,6 +355,22 @@ def forced_implementation(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+@contextmanager
+def other_references(forms: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """Give operators, by name, another plain PyTorch form of the same function for a while.
+
+    For tracers to which the shape of a graph matters more than what running it takes.
+    """
+    before = {name: _OPERATORS[name].reference for name in forms}
+    try:
+        for name, form in forms.items():
+            _OPERATORS[name].reference = form
+        yield
+    finally:
+        for name, form in before.items():
+            _OPERATORS[name].reference = form
 
 
 def reference_ops() -> AbstractContextManager[None]:
