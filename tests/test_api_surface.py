@@ -8,11 +8,14 @@ import volution
 
 OPS = {
     "LKA",
+    "PSSA",
     "DepthwiseConv2d",
+    "FoldedXvolution2d",
     "GlobalLocalFilter",
     "GnConv",
     "Involution2d",
     "LKAttention",
+    "Xvolution2d",
     "correlate",
     "depthwise_conv2d",
     "gather",
@@ -21,9 +24,11 @@ OPS = {
     "involution2d",
     "lka2d",
     "mixed_depthwise_conv2d",
+    "pssa2d",
     "reference_ops",
     "report",
     "scatter",
+    "static_dynamic_conv2d",
     "window_offsets",
 }
 

@@ -11,14 +11,24 @@ from volution.ops._shared.neighbourhood import correlate, gather, scatter, windo
 from volution.ops.gnconv import GlobalLocalFilter, GnConv, global_filter2d, gnconv2d
 from volution.ops.involution import Involution2d, involution2d
 from volution.ops.lka import LKA, LKAttention, lka2d
+from volution.ops.xvolution import (
+    PSSA,
+    FoldedXvolution2d,
+    Xvolution2d,
+    pssa2d,
+    static_dynamic_conv2d,
+)
 
 __all__ = [
     "LKA",
+    "PSSA",
     "DepthwiseConv2d",
+    "FoldedXvolution2d",
     "GlobalLocalFilter",
     "GnConv",
     "Involution2d",
     "LKAttention",
+    "Xvolution2d",
     "correlate",
     "depthwise_conv2d",
     "gather",
@@ -27,8 +37,10 @@ __all__ = [
     "involution2d",
     "lka2d",
     "mixed_depthwise_conv2d",
+    "pssa2d",
     "reference_ops",
     "report",
     "scatter",
+    "static_dynamic_conv2d",
     "window_offsets",
 ]
