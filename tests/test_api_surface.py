@@ -39,7 +39,7 @@ def test_ops():
 
 def test_package():
     assert isinstance(volution.__version__, str)
-    assert set(volution.__all__) == {"__version__", "models", "ops"}
+    assert set(volution.__all__) == {"__version__", "convert", "models", "ops"}
 
 
 @pytest.mark.parametrize("name", sorted(OPS))
