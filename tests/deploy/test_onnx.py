@@ -7,7 +7,8 @@ import torch
 from networks import images, liven
 
 from volution import deploy, ops
-from volution.deploy.windows import gather_windows, window_ops
+from volution.deploy.windows import correlate_windows, gather_windows, window_ops
+from volution.ops.xvolution.static_dynamic import static_dynamic_conv2d
 
 # torch's own exporter, in words of its own, about what it does inside.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
@@ -27,6 +28,39 @@ def test_windows_compute_gather(size, dilation, stride):
         torch.testing.assert_close(ops.gather(x, kernel, offsets, stride=stride), expected)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_windows_compute_correlate(size, dilation, stride):
+    x = torch.randn(2, 6, 9, 10, dtype=torch.float64)
+    query = torch.randn(2, 6, -(-9 // stride), -(-10 // stride), dtype=torch.float64)
+    offsets = ops.window_offsets(size, dilation)
+    expected = ops.correlate(query, x, offsets, 3, stride=stride)
+    torch.testing.assert_close(correlate_windows(query, x, offsets, 3, stride), expected)
+    with window_ops():
+        found = ops.correlate(query, x, offsets, 3, stride=stride)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("offsets", [ops.window_offsets(3, 2), (0, 0, 1, 2, -3, 0)], ids=len)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("given", ["nothing", "all"])
+def test_windows_compute_static_and_dynamic_kernels(given, stride, offsets):
+    x = torch.randn(2, 6, 9, 10, dtype=torch.float64)
+    size = -(-9 // stride), -(-10 // stride)
+    kernel = torch.randn(2, 3, len(offsets) // 2, *size, dtype=torch.float64)
+    shapes = {"weight": (6, 1, 5, 5), "scale": (6,), "bias": (6,), "residual": (2, 6, *size)}
+    rest = {
+        name: torch.randn(shape, dtype=torch.float64) if given == "all" else None
+        for name, shape in shapes.items()
+    }
+    rest |= {"stride": stride, "dilation": 2}
+    expected = static_dynamic_conv2d(x, kernel, offsets, **rest)
+    with window_ops():
+        found = static_dynamic_conv2d(x, kernel, offsets, **rest)
+    torch.testing.assert_close(found, expected)
+
+
 def test_other_neighbourhoods_stay_with_the_reference():
     offsets = [0, 0, 1, 2, -3, 0]
     x, kernel = torch.randn(1, 2, 5, 5), torch.randn(1, 1, 3, 5, 5)
@@ -35,6 +69,8 @@ def test_other_neighbourhoods_stay_with_the_reference():
         torch.testing.assert_close(ops.gather(x, kernel, offsets, stride=1), expected)
     with pytest.raises(ValueError, match="window_offsets"):
         gather_windows(x, kernel, offsets, 1)
+    with pytest.raises(ValueError, match="window_offsets"):
+        correlate_windows(x, x, offsets, 1, 1)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,20 @@ def unfold_involution2d(
     return (patches * weights).sum(3).view(n, c, h, w)
 
 
+def unfold_pssa2d(q: Tensor, k: Tensor, v: Tensor, *, heads: int, kernel_size: int) -> Tensor:
+    """Pixel shift self-attention by :func:`torch.nn.functional.unfold` of keys and values.
+
+    Needs ``2 * K * K`` times the memory of a map.
+    """
+    n, c, h, w = q.shape
+    taps = (n, heads, c // heads, kernel_size**2, h, w)
+    keys, values = (F.unfold(t, kernel_size, 1, kernel_size // 2).view(taps) for t in (k, v))
+    queries = q.reshape(n, heads, c // heads, 1, h, w)
+    scale: float = (c // heads) ** -0.5
+    weights = scale * (queries * keys).sum(2, keepdim=True)  # N heads 1 K*K h w
+    return (weights * values).sum(3).view(n, c, h, w)
+
+
 class UnfoldInvolution2d(Involution2d):
     """An :class:`~volution.ops.Involution2d` that applies its kernels by unfolding."""
 

@@ -1,40 +1,34 @@
 """The neighbourhood operators in few nodes, for exporters.
 
-The reference walks over the taps of a window, which leaves some 400 nodes for each 7 by 7
+The references walk over the taps of a window, which leaves some 400 nodes for each 7 by 7
 involution: exporting a RedNet-26 then takes many minutes and gives a graph nobody can read. Cut
 out as columns first, the same sum takes ten nodes. It needs more memory, hence not in ops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from volution.ops import _library, reference_ops
+from volution.ops._shared.neighbourhood import reference
 
-__all__ = ["gather_windows", "window_ops"]
+__all__ = ["correlate_windows", "gather_windows", "static_dynamic_windows", "window_ops"]
 
 
 @contextmanager
 def window_ops() -> Iterator[None]:
-    """Run every operator as plain PyTorch, and ``gather`` over windows in few nodes."""
-    operator = _library._OPERATORS["gather"]
-    reference = operator.reference
-
-    def gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
-        if _window(offsets) is None:
-            return reference(input, kernel, offsets, stride)
-        return gather_windows(input, kernel, offsets, stride)
-
-    operator.reference = gather
-    try:
-        with reference_ops():
-            yield
-    finally:
-        operator.reference = reference
+    """Run every operator as plain PyTorch, and those over windows in few nodes."""
+    forms: dict[str, Callable[..., Tensor]] = {
+        "gather": _gather,
+        "correlate": _correlate,
+        "static_dynamic_conv2d": static_dynamic_windows,
+    }
+    with _library.other_references(forms), reference_ops():
+        yield
 
 
 def gather_windows(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
@@ -43,15 +37,73 @@ def gather_windows(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride
     Raises:
         ValueError: If the offsets are others.
     """
+    groups, h, w = kernel.shape[1], kernel.shape[3], kernel.shape[4]
+    columns = _columns(input, groups, offsets, (h, w), stride)
+    return (columns * kernel.unsqueeze(2)).sum(3).flatten(1, 2)
+
+
+def correlate_windows(
+    query: Tensor, input: Tensor, offsets: Sequence[int], groups: int, stride: int
+) -> Tensor:
+    """Compute :func:`volution.ops.correlate` for the taps of a centred square window.
+
+    Raises:
+        ValueError: If the offsets are others.
+    """
+    h, w = query.shape[2:]
+    columns = _columns(input, groups, offsets, (h, w), stride)
+    queries = query.reshape(*columns.shape[:3], 1, h, w)
+    return (queries * columns).sum(2)
+
+
+def static_dynamic_windows(
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    offsets: Sequence[int],
+    stride: int,
+    dilation: int,
+) -> Tensor:
+    """Compute ``volution::static_dynamic_conv2d``: gather, convolve, add."""
+    out = _gather(input, kernel, offsets, stride)
+    if scale is not None:
+        out = out * scale[:, None, None]
+    if weight is not None:
+        reach = dilation * (weight.shape[-1] // 2)
+        # The operator keeps its weight as (1, C, K, K).
+        filters, channels = weight.transpose(0, 1), input.shape[1]
+        out = out + F.conv2d(input, filters, None, stride, reach, dilation, channels)
+    if bias is not None:
+        out = out + bias[:, None, None]
+    return out if residual is None else out + residual
+
+
+def _gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
+    form = reference.gather if _window(offsets) is None else gather_windows
+    return form(input, kernel, offsets, stride)
+
+
+def _correlate(
+    query: Tensor, input: Tensor, offsets: Sequence[int], groups: int, stride: int
+) -> Tensor:
+    form = reference.correlate if _window(offsets) is None else correlate_windows
+    return form(query, input, offsets, groups, stride)
+
+
+def _columns(
+    input: Tensor, groups: int, offsets: Sequence[int], size: Sequence[int], stride: int
+) -> Tensor:
+    """Return what each tap of each output pixel sees, ``(N, G, C // G, D, h, w)``."""
     window = _window(offsets)
     if window is None:
         raise ValueError("offsets must be those of volution.ops.window_offsets")
-    size, dilation = window
+    side, dilation = window
     n, c = input.shape[:2]
-    groups, h, w = kernel.shape[1], kernel.shape[3], kernel.shape[4]
-    columns = F.unfold(input, size, dilation, size // 2 * dilation, stride)  # N C*D h*w
-    columns = columns.reshape(n, groups, c // groups, size * size, h, w)
-    return (columns * kernel.unsqueeze(2)).sum(3).reshape(n, c, h, w)
+    columns = F.unfold(input, side, dilation, side // 2 * dilation, stride)  # N C*D h*w
+    return columns.reshape(n, groups, c // groups, side * side, *size)
 
 
 def _window(offsets: Sequence[int]) -> tuple[int, int] | None:
