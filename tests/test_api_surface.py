@@ -8,6 +8,7 @@ import volution
 
 OPS = {
     "LKA",
+    "OSRA",
     "PSSA",
     "DepthwiseConv2d",
     "FoldedXvolution2d",
@@ -15,6 +16,7 @@ OPS = {
     "GnConv",
     "Involution2d",
     "LKAttention",
+    "PositionTable",
     "Xvolution2d",
     "correlate",
     "depthwise_conv2d",

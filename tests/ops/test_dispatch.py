@@ -113,7 +113,11 @@ class TestReport:
 
     def test_tells_the_truth_about_the_cpu(self, monkeypatch):
         def on_cpu():
-            return {row["implementation"] for row in report() if row["device"] == "cpu"}
+            rows = [row for row in report() if row["device"] == "cpu"]
+            return {row["implementation"] for row in rows if row["operator"] in kernels}
+
+        kernels = {operator.name for operator in _library.operators() if operator.native}
+        assert kernels >= NAMES
 
         assert on_cpu() == {"native" if _native.library else "reference"}
         with force("reference"):
@@ -123,10 +127,20 @@ class TestReport:
 
     def test_tells_when_triton_is_missing(self, monkeypatch):
         monkeypatch.setattr(_library, "missing_triton", lambda: "triton is not installed")
-        rows = [row for row in report() if row["device"] == "cuda"]
+        kernels = {operator.name for operator in _library.operators() if operator.triton_module}
+        assert kernels >= NAMES
+        rows = [row for row in report() if row["device"] == "cuda" and row["operator"] in kernels]
         assert {(row["implementation"], row["why"]) for row in rows} == {
             ("reference", "triton is not installed")
         }
+
+    def test_tells_of_operators_without_kernels_of_their_own(self):
+        operators = _library.operators()
+        bare = {x.name for x in operators if x.native is None and x.triton_module is None}
+        rows = [row for row in report() if row["operator"] in bare]
+        assert rows
+        assert {row["implementation"] for row in rows} == {"reference"}
+        assert all("PyTorch's own kernels" in row["why"] for row in rows)
 
 
 def test_import_is_light():

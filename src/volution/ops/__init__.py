@@ -8,6 +8,7 @@ from volution.ops._shared.depthwise import (
     mixed_depthwise_conv2d,
 )
 from volution.ops._shared.neighbourhood import correlate, gather, scatter, window_offsets
+from volution.ops.dmixer import OSRA, PositionTable
 from volution.ops.gnconv import GlobalLocalFilter, GnConv, global_filter2d, gnconv2d
 from volution.ops.involution import Involution2d, involution2d
 from volution.ops.lka import LKA, LKAttention, lka2d
@@ -21,6 +22,7 @@ from volution.ops.xvolution import (
 
 __all__ = [
     "LKA",
+    "OSRA",
     "PSSA",
     "DepthwiseConv2d",
     "FoldedXvolution2d",
@@ -28,6 +30,7 @@ __all__ = [
     "GnConv",
     "Involution2d",
     "LKAttention",
+    "PositionTable",
     "Xvolution2d",
     "correlate",
     "depthwise_conv2d",

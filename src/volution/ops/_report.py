@@ -6,6 +6,8 @@ import torch
 
 from volution.ops import _library, _native
 
+_OF_PYTORCH = "made of PyTorch's own kernels, in tiles"
+
 
 def report() -> list[dict[str, str]]:
     """Return which implementation each operator gets on each device, and why.
@@ -39,6 +41,8 @@ def _cpu_choice(operator: _library.Operator) -> tuple[str, str, str]:
     forced = _library.forced()
     if forced is not None:
         return forced, "all", "forced by a context of this process"
+    if operator.native is None:
+        return "reference", "all", _OF_PYTORCH
     if _native.library is None:
         return "reference", "all", _native.reason
     names = " ".join(sorted(_short(dtype) for dtype in operator.native_dtypes))
@@ -49,6 +53,8 @@ def _cuda_choice(operator: _library.Operator) -> tuple[str, str, str]:
     forced = _library.forced()
     if forced is not None:
         return forced, "all", "forced by a context of this process"
+    if operator.triton_module is None:
+        return "reference", "all", _OF_PYTORCH
     missing = _library.missing_triton()
     if missing:
         return "reference", "all", missing
