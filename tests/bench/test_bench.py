@@ -11,9 +11,9 @@ from networks import images, twin
 
 from volution import bench
 from volution.bench import contest, memory, peers, peers_van, runner, table
-from volution.bench.cases import depthwise, involution, large_images, networks, scaling
+from volution.bench.cases import depthwise, involution, large_images, networks, scaling, xvolution
 from volution.cli import main
-from volution.ops import Involution2d, involution2d
+from volution.ops import Involution2d, Xvolution2d, involution2d, pssa2d
 
 
 def test_the_unfold_formulation_is_involution():
@@ -22,6 +22,13 @@ def test_the_unfold_formulation_is_involution():
     ours = involution2d(x, kernel, stride=2, dilation=2)
     theirs = peers.unfold_involution2d(x, kernel, stride=2, dilation=2)
     torch.testing.assert_close(theirs, ours)
+
+
+@pytest.mark.parametrize("size", [3, 7])
+def test_unfolding_is_pixel_shift_attention(size):
+    q, k, v = torch.randn(3, 2, 12, 9, 6, dtype=torch.float64)
+    theirs = peers.unfold_pssa2d(q, k, v, heads=3, kernel_size=size)
+    torch.testing.assert_close(theirs, pssa2d(q, k, v, heads=3, kernel_size=size))
 
 
 @parity.needs_fixtures
@@ -100,6 +107,7 @@ class TestRun:
     def small(self, monkeypatch):
         monkeypatch.setattr(involution, "STAGES", ((32, 6),))
         monkeypatch.setattr(depthwise, "CASES", (depthwise.Case(7, 3, 16, 9),))
+        monkeypatch.setattr(xvolution, "SIDE", 5)
         monkeypatch.setattr(scaling, "SIDES", (8, 16, 32))
         monkeypatch.setattr(bench, "measure_peaks", partial(bench.measure_peaks, budget=0.05))
 
@@ -109,13 +117,21 @@ class TestRun:
         record = json.loads(path.read_text())
         assert {"schema", "machine", "versions", "commit", "peaks", "results"} <= set(record)
         timed = [r for r in record["results"] if "ratio" in r]
-        assert [(r["case"], r["dtype"], r["direction"]) for r in timed] == [
+        functions = [r for r in timed if not r["case"].startswith("X-volution")]
+        assert [(r["case"], r["dtype"], r["direction"]) for r in functions] == [
             (case, dtype, direction)
-            for case in ("dw7x7 d3 16x9²", "involution 32x6²")
+            for cases in (
+                ["dw7x7 d3 16x9²"], ["involution 32x6²"], ["PSSA 3x3 64x5²", "PSSA 7x7 64x5²"]
+            )
             for dtype in ("float32", "bfloat16")
+            for case in cases
             for direction in ("forward", "backward")
-        ]
-        assert all(r["ratio"]["median"] > 0 and r["gbps"] > 0 for r in timed)
+        ]  # fmt: skip
+        assert all(r["gbps"] > 0 and r["gflops"] > 0 for r in functions)
+        assert [r["case"] for r in timed[len(functions) :]] == [
+            "X-volution depthwise 64x5²", "X-volution dense 64x5²"
+        ]  # fmt: skip
+        assert all(r["ratio"]["median"] > 0 for r in timed)
         assert all(len(r["ms"]) == 3 for r in record["results"] if "slope" in r)
         shown = capsys.readouterr()
         assert "involution 32x6²" in shown.out
@@ -125,7 +141,7 @@ class TestRun:
     @pytest.mark.parametrize(
         ("module", "function"),
         [(involution, "unfold_involution2d"), (depthwise, "framework_conv2d"),
-         (depthwise, "depthwise_conv2d")],
+         (depthwise, "depthwise_conv2d"), (xvolution, "unfold_pssa2d"), (xvolution, "pssa2d")],
     )  # fmt: skip
     def test_nothing_is_timed_or_written_if_a_contestant_is_wrong(
         self, tmp_path, monkeypatch, module, function
@@ -134,6 +150,19 @@ class TestRun:
         monkeypatch.setattr(module, function, lambda *a, **k: _grown(right(*a, **k)))
         path = tmp_path / "ops.json"
         assert bench.run("ops", out=path, quick=True) == 1
+        assert not path.exists()
+
+    def test_an_unequal_fold_is_not_timed(self, tmp_path, monkeypatch, capsys):
+        def fuse(layer, right=Xvolution2d.fuse):
+            folded = right(layer)
+            with torch.no_grad():
+                folded.bias += 0.1
+            return folded
+
+        monkeypatch.setattr(Xvolution2d, "fuse", fuse)
+        path = tmp_path / "ops.json"
+        assert bench.run("ops", out=path, quick=True, only="X-volution") == 1
+        assert "X-volution depthwise 64x5², ours: error" in capsys.readouterr().err
         assert not path.exists()
 
     def test_only_some_cases(self, tmp_path, monkeypatch, capsys):

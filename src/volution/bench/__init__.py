@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from volution._support.environment import environment
-from volution.bench.cases import depthwise, involution, networks, scaling
+from volution.bench.cases import depthwise, involution, networks, scaling, xvolution
 from volution.bench.contest import Wanted, WrongResultError
 from volution.bench.peaks import measure_peaks
 
@@ -36,6 +36,7 @@ def measure_ops(
     settings: dict[str, Any] = {"batch": batch, "compiled": not quick, "wanted": wanted}
     yield from depthwise.measure(device, dtypes, budget=0.2 if quick else 1.0, **settings)
     yield from involution.measure(device, dtypes, budget=0.5 if quick else 3.0, **settings)
+    yield from xvolution.measure(device, dtypes, budget=0.2 if quick else 2.0, **settings)
     sides = scaling.SIDES[:3] if quick else scaling.SIDES
     yield from scaling.measure(device, budget=0.1 if quick else 1.0, sides=sides, wanted=wanted)
 
