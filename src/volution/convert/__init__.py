@@ -8,8 +8,9 @@
 (80, 160, 320)
 """
 
-from volution.convert.operators import Place, Replacement, gnconv, involution, lka
+from volution.convert.operators import gnconv, involution, lka, xvolution
 from volution.convert.replace import convert
+from volution.convert.replacement import Place, Replacement
 from volution.convert.report import Conversion, Row
 from volution.convert.tokens import TokenMap
 
@@ -23,4 +24,5 @@ __all__ = [
     "gnconv",
     "involution",
     "lka",
+    "xvolution",
 ]

@@ -8,8 +8,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from volution._support.names import unknown
-from volution.convert.operators import Replacement, resolve
+from volution.convert.operators import resolve
 from volution.convert.places import Slot
+from volution.convert.replacement import Replacement
 
 __all__ = ["Predicate", "Where", "select"]
 

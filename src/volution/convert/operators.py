@@ -1,62 +1,18 @@
-"""What can be put in a place: the operators with their settings, or any function."""
+"""The operators with their settings, as what can be put in a place."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
-from volution.ops import LKA, DepthwiseConv2d, GnConv, Involution2d
+from volution.convert.replacement import Place, Replacement, after, check_undilated, custom, fronts
+from volution.ops import LKA, DepthwiseConv2d, GnConv, Involution2d, Xvolution2d
 
-__all__ = ["Place", "Replacement", "gnconv", "involution", "lka", "resolve"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a replacement has to fit.
-
-    Args:
-        module: What stands there now: a convolution, or the attention of a plain ViT.
-        in_channels: Channels that come in.
-        out_channels: Channels that go out.
-        stride: Step between output pixels; the output side is ``ceil(side / stride)``.
-        dilation: Step between kernel taps of the convolution.
-        device: Where its parameters live.
-        dtype: What they are.
-    """
-
-    module: nn.Module
-    in_channels: int
-    out_channels: int
-    stride: int
-    dilation: int
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def where(self) -> dict[str, Any]:
-        """Device and dtype, as the constructors of layers take them."""
-        return {"device": self.device, "dtype": self.dtype}
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """What to put in the place of a layer; made by :func:`xvolution` and its like.
-
-    Args:
-        name: What it is called in messages.
-        build: From the place to the new layer, and whether the layer computes what the old one
-            did. None keeps what stands there; a ValueError says why it must be kept.
-        custom: Whether the user wrote ``build``; its errors are then not reasons to keep a layer.
-    """
-
-    name: str
-    build: Callable[[Place], tuple[nn.Module, bool] | None]
-    custom: bool = False
+__all__ = ["gnconv", "involution", "lka", "resolve", "xvolution"]
 
 
 def involution(
@@ -97,7 +53,7 @@ def involution(
             act_layer,
             **place.where,
         )
-        return _after(_fronts(place, pools=False), "involution", layer), False
+        return after(fronts(place, pools=False), "involution", layer), False
 
     return Replacement("involution", build)
 
@@ -122,7 +78,7 @@ def gnconv(
     """
 
     def build(place: Place) -> tuple[nn.Module, bool]:
-        _undilated("gnconv", place)
+        check_undilated("gnconv", place)
         layer = GnConv(
             place.in_channels,
             order,
@@ -134,7 +90,7 @@ def gnconv(
             scale=scale,
             **place.where,
         )
-        return _after(_fronts(place, projects=False), "gnconv", layer), False
+        return after(fronts(place, projects=False), "gnconv", layer), False
 
     return Replacement("gnconv", build)
 
@@ -156,12 +112,76 @@ def lka(*, kernel_size: int = 21, dilation: int = 3) -> Replacement:
     """
 
     def build(place: Place) -> tuple[nn.Module, bool]:
-        _undilated("lka", place)
+        check_undilated("lka", place)
         layer = LKA(place.out_channels, kernel_size, dilation, **place.where)
         carried = _carry_scaling(place, layer)
-        return _after(_fronts(place), "lka", layer), carried
+        return after(fronts(place), "lka", layer), carried
 
     return Replacement("lka", build)
+
+
+def xvolution(
+    *,
+    heads: int | None = None,
+    attention: str | Callable[..., nn.Module] = "pssa",
+    branches: str = "both",
+    attention_kernel_size: int | None = None,
+    attention_dilation: int | None = None,
+    offsets: Sequence[tuple[int, int]] | Sequence[int] | None = None,
+    normalize: str | None = None,
+    scale: float | None = None,
+    qk_channels: int | None = None,
+    kernel_size: int = 3,
+) -> Replacement:
+    """Put :class:`volution.ops.Xvolution2d` in a place; the settings are its own.
+
+    The convolution stays as one of the two branches, with all its arguments and weights, and the
+    attention starts switched off: in evaluation the network computes what it did. A BatchNorm
+    after the convolution stays where it is. Two exceptions start anew: ``branches="attention"``,
+    and the place of a ViT's attention, where there is no convolution to keep; its side is then
+    ``kernel_size``.
+
+    A convolution that changes its weights on the way, by standardisation for example, is kept.
+
+    Example:
+        >>> import torch, volution
+        >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)).eval()
+        >>> x = torch.randn(1, 8, 6, 6)
+        >>> new = volution.convert(net, "0", xvolution(heads=4), quiet=True)
+        >>> torch.allclose(new(x), net(x), atol=1e-6)
+        True
+    """
+    settings: dict[str, Any] = {
+        "heads": heads,
+        "attention": attention,
+        "branches": branches,
+        "attention_kernel_size": attention_kernel_size,
+        "attention_dilation": attention_dilation,
+        "offsets": offsets,
+        "normalize": normalize,
+        "scale": scale,
+        "qk_channels": qk_channels,
+    }
+
+    def build(place: Place) -> tuple[nn.Module, bool]:
+        conv, side, groups = place.module, kernel_size, 1
+        if isinstance(conv, nn.Conv2d):
+            if branches != "attention":
+                return Xvolution2d.from_conv(_plain(conv), **settings), True
+            side, groups = conv.kernel_size[0], conv.groups
+        layer = Xvolution2d(
+            place.in_channels,
+            place.out_channels,
+            side,
+            place.stride,
+            dilation=place.dilation,
+            groups=groups,
+            **settings,
+            **place.where,
+        )
+        return layer, False
+
+    return Replacement("xvolution", build)
 
 
 def resolve(to: object) -> Replacement:
@@ -176,7 +196,7 @@ def resolve(to: object) -> Replacement:
         if to is layer or to is make:
             return make()
     if callable(to):
-        return _custom(to)
+        return custom(to)
     known = ", ".join(layer.__name__ for layer in _OPERATORS)
     raise TypeError(
         f"to must be one of {known}, what volution.convert.{involution.__name__}(...) and its "
@@ -184,43 +204,32 @@ def resolve(to: object) -> Replacement:
     )
 
 
-def _custom(function: Callable[..., Any]) -> Replacement:
-    name = getattr(function, "__name__", type(function).__name__)
+def _plain(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return a convolution that computes the same with no more than its weights.
 
-    def build(place: Place) -> tuple[nn.Module, bool] | None:
-        layer = function(place.module)
-        if layer is None or layer is place.module:
-            return None
-        if not isinstance(layer, nn.Module):
-            raise TypeError(
-                f"{name} must return a torch.nn.Module, or None to keep the layer, got "
-                f"{type(layer).__name__}"
-            )
-        return layer, False
-
-    return Replacement(name, build, custom=True)
-
-
-def _undilated(name: str, place: Place) -> None:
-    if place.dilation != 1:
-        raise ValueError(f"{name} has no dilation to match the convolution's {place.dilation}")
-
-
-def _fronts(place: Place, *, pools: bool = True, projects: bool = True) -> dict[str, nn.Module]:
-    """Return what does the part of the convolution's work that the operator does not do."""
-    fronts: dict[str, nn.Module] = {}
-    if pools and place.stride > 1:
-        # ceil_mode: a padded convolution has ceil(H / stride) rows.
-        fronts["pool"] = nn.AvgPool2d(
-            place.stride, place.stride, ceil_mode=True, count_include_pad=False
+    Raises:
+        ValueError: If there is none.
+    """
+    if type(conv) in (nn.Conv2d, DepthwiseConv2d):
+        return conv
+    if type(conv) is not Conv2dSame:
+        raise ValueError(
+            f"{type(conv).__name__} does more with its weights than a convolution, so they "
+            f"cannot be carried over"
         )
-    if projects and place.in_channels != place.out_channels:
-        fronts["proj"] = nn.Conv2d(place.in_channels, place.out_channels, 1, **place.where)
-    return fronts
-
-
-def _after(fronts: dict[str, nn.Module], name: str, layer: nn.Module) -> nn.Module:
-    return nn.Sequential(OrderedDict(**fronts, **{name: layer})) if fronts else layer
+    # Only with stride 1 does it come here, and then it pads as any other.
+    with torch.device("meta"):
+        twin = nn.Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[0],
+            padding="same",
+            dilation=conv.dilation[0],
+            groups=conv.groups,
+            bias=conv.bias is not None,
+        )
+    twin.load_state_dict(conv.state_dict(), assign=True)
+    return twin.train(conv.training)
 
 
 @torch.no_grad()
@@ -247,4 +256,5 @@ _OPERATORS: dict[type[nn.Module], Callable[[], Replacement]] = {
     Involution2d: involution,
     GnConv: gnconv,
     LKA: lka,
+    Xvolution2d: xvolution,
 }

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from volution.convert import tokens
-from volution.convert.operators import Place
+from volution.convert.replacement import Place
 from volution.ops import DepthwiseConv2d
 
 __all__ = ["Slot", "convolution_misfit", "place_of", "slots"]

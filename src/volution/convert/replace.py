@@ -16,8 +16,8 @@ from volution._support.console import out
 from volution.convert import places, tokens
 from volution.convert.cost import count_macs, count_params, usual_image_size
 from volution.convert.matching import Where, select
-from volution.convert.operators import Place, Replacement
 from volution.convert.places import Slot
+from volution.convert.replacement import Place, Replacement
 from volution.convert.report import Conversion, Row, describe
 
 __all__ = ["convert"]

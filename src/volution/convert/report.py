@@ -88,24 +88,26 @@ channels, not pixels')]
         return record | {"rows": list(record["rows"]), "image_size": list(self.image_size)}
 
     def table(self) -> Table:
-        """Return the rows as a table of rich."""
-        table = Table(box=None, pad_edge=False)
-        for title in ("module", "before", "after", "weights", "parameters"):
-            right = title == "parameters"
-            table.add_column(title, justify="right" if right else "left", overflow="fold")
-        # Layers that differ in nothing but their name share a line.
+        """Return what was replaced, as a table of rich; layers of a kind share a line."""
+        table = _table("replaced", "before", "after", "weights", "parameters")
+        table.columns[0].no_wrap = True
         alike: dict[Row, list[str]] = {}
-        for row in self.rows:
+        for row in self.replaced:
             alike.setdefault(replace(row, path=""), []).append(row.path)
         for row, paths in alike.items():
-            names = "\n".join(ranges(paths))
-            if row.after is None:
-                params = _short(row.params_after)
-                table.add_row(names, row.before, f"kept: {row.why}", "", params)
-                continue
             weights = "carried over" if row.carried else "new"
             change = f"{_short(row.params_before)} to {_short(row.params_after)}"
-            table.add_row(names, row.before, row.after, weights, change)
+            table.add_row("\n".join(ranges(paths)), row.before, row.after, weights, change)
+        return table
+
+    def table_of_kept(self) -> Table:
+        """Return what was kept and why, as a table of rich."""
+        table = _table("kept", "because")
+        reasons: dict[str, list[str]] = {}
+        for row in self.kept:
+            reasons.setdefault(row.why, []).append(row.path)
+        for why, paths in reasons.items():
+            table.add_row(", ".join(ranges(paths)), why)
         return table
 
     def summary(self) -> str:
@@ -121,13 +123,22 @@ channels, not pixels')]
     def print(self, console: Console) -> None:
         """Write table and totals."""
         # Names hold brackets, which are markup to rich.
-        console.print(self.table(), markup=False)
+        for table in (self.table(), self.table_of_kept()):
+            if table.row_count:
+                console.print(table, markup=False)
         console.print(self.summary(), markup=False, soft_wrap=True)
 
     def __str__(self) -> str:
         text = io.StringIO()
         self.print(Console(file=text, width=120, highlight=False, color_system=None))
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
 
 
 def describe(module: nn.Module) -> str:
@@ -167,9 +178,11 @@ def ranges(paths: Sequence[str]) -> list[str]:
     """
     lines: list[list[str]] = []
     for path in paths:
-        if not lines or not _runs_on(lines[-1], path):
-            lines.append([])
-        lines[-1].append(path)
+        line = next((line for line in lines if _runs_on(line, path)), None)
+        if line is None:
+            lines.append([path])
+        else:
+            line.append(path)
     return [_range(line) for line in lines]
 
 
