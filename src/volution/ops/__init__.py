@@ -8,7 +8,15 @@ from volution.ops._shared.depthwise import (
     mixed_depthwise_conv2d,
 )
 from volution.ops._shared.neighbourhood import correlate, gather, scatter, window_offsets
-from volution.ops.dmixer import OSRA, PositionTable
+from volution.ops.dmixer import (
+    MSFFN,
+    OSRA,
+    STE,
+    DMixer,
+    IDConv,
+    PositionTable,
+    dynamic_depthwise_conv2d,
+)
 from volution.ops.gnconv import GlobalLocalFilter, GnConv, global_filter2d, gnconv2d
 from volution.ops.involution import Involution2d, involution2d
 from volution.ops.lka import LKA, LKAttention, lka2d
@@ -22,18 +30,23 @@ from volution.ops.xvolution import (
 
 __all__ = [
     "LKA",
+    "MSFFN",
     "OSRA",
     "PSSA",
+    "STE",
+    "DMixer",
     "DepthwiseConv2d",
     "FoldedXvolution2d",
     "GlobalLocalFilter",
     "GnConv",
+    "IDConv",
     "Involution2d",
     "LKAttention",
     "PositionTable",
     "Xvolution2d",
     "correlate",
     "depthwise_conv2d",
+    "dynamic_depthwise_conv2d",
     "gather",
     "global_filter2d",
     "gnconv2d",
