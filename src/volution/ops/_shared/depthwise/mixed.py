@@ -15,7 +15,7 @@ from torch import Tensor
 
 from volution.ops import _checks, _library, _native
 from volution.ops._shared.depthwise import native, reference
-from volution.ops._shared.layout import empty_map
+from volution.ops._shared.layout import empty_map, format_of
 
 _TRITON = "volution.ops._shared.depthwise.mixed_triton"
 
@@ -251,7 +251,7 @@ def _reference_conv(
         )
         for first, count, _, kernel in _slices(weight, channels, sides)
     ]
-    return torch.cat(parts, 1)
+    return torch.cat(parts, 1).contiguous(memory_format=format_of(input))
 
 
 def _reference_input(
@@ -262,7 +262,7 @@ def _reference_input(
         reference.depthwise_conv2d_input(grad.narrow(1, first, count), kernel, size, 1, 1, shortcut)
         for first, count, _, kernel in _slices(weight, channels, sides)
     ]
-    return torch.cat(parts, 1)
+    return torch.cat(parts, 1).contiguous(memory_format=format_of(grad))
 
 
 def _reference_weight(
