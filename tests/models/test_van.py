@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 import volution
 from volution.models import VAN, load_official
-from volution.models._van_layers import Block, Mlp, PatchEmbed
+from volution.models._patch_embed import PatchEmbed
+from volution.models._van_layers import Block, Mlp
 from volution.ops import LKA
 
 DTYPES = [torch.float64, torch.float32]

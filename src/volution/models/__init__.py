@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import timm
 
-from volution.models import hornet, rednet, resnet_xvolution, van
+from volution.models import hornet, rednet, resnet_xvolution, transxnet, van
 from volution.models.hornet import HorNet
 from volution.models.official import load_official
 from volution.models.rednet import RedNet
 from volution.models.resnet_xvolution import XvolutionResNet
+from volution.models.transxnet import TransXNet
 from volution.models.van import VAN
 
 __all__ = [
     "VAN",
     "HorNet",
     "RedNet",
+    "TransXNet",
     "XvolutionResNet",
     "hornet",
     "list_models",
@@ -27,10 +29,11 @@ __all__ = [
     "rednet",
     "reported_top1",
     "resnet_xvolution",
+    "transxnet",
     "van",
 ]
 
-_FAMILIES = (hornet, rednet, resnet_xvolution, van)
+_FAMILIES = (hornet, rednet, resnet_xvolution, transxnet, van)
 _REPORTED_TOP1 = {name: top1 for family in _FAMILIES for name, top1 in family.REPORTED_TOP1.items()}
 
 

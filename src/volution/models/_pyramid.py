@@ -41,7 +41,8 @@ class Pyramid(nn.Module):
     :meth:`make_head`.
 
     A child other than ``stem`` that is an ``nn.Sequential`` is a stage: with gradient
-    checkpointing, each of its children is recomputed on its own.
+    checkpointing, each of its children is recomputed on its own. A stage whose layers take more
+    than the map has a method ``forward_checkpointed`` for that.
 
     Args:
         num_classes: Classes of the classifier; 0 leaves it out.
@@ -211,7 +212,13 @@ class Pyramid(nn.Module):
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
         like, norm = next(self.parameters()), getattr(self.head, "norm", None)
         self.add_head(pool, like.device, like.dtype)
-        if isinstance(norm, nn.LayerNorm) and norm.normalized_shape == (self.head_hidden_size,):
+        fresh: Any = getattr(self.head, "norm", None)
+        # It was made for the trunk, not for the classifier, but goes with either's width.
+        if (
+            norm is not None
+            and type(norm) is type(fresh)
+            and norm.weight.shape == fresh.weight.shape
+        ):
             self.head.norm = norm
         self.head.train(self.training)
 
@@ -249,12 +256,12 @@ class Pyramid(nn.Module):
 
     def _run(self, name: str, x: Tensor) -> Tensor:
         module = getattr(self, name)
-        is_stage = isinstance(module, nn.Sequential) and name != "stem"
-        if self.grad_checkpointing and is_stage and not torch.jit.is_tracing():
-            x = checkpoint_seq(module, x)
-        else:
-            x = module(x)
-        return x
+        if self.grad_checkpointing and name != "stem" and not torch.jit.is_tracing():
+            if isinstance(module, nn.Sequential):
+                return cast(Tensor, checkpoint_seq(module, x))
+            if hasattr(module, "forward_checkpointed"):
+                return cast(Tensor, module.forward_checkpointed(x))
+        return cast(Tensor, module(x))
 
     def _trunk_channels(self) -> int:
         """Return the channels at the end of the trunk: those of the last tap that is not cut."""

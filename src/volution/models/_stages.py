@@ -68,14 +68,15 @@ def stage_steps(output_stride: int, stages: int = 4) -> list[tuple[int, int, int
 def match_stages(coarse: bool) -> dict[str, Any]:
     """Return timm's group patterns of stages that are ``downsample``, numbered blocks and ``norm``.
 
-    A stage's downsampling joins its first block, its norm the last one.
+    A stage's downsampling joins its first block, its norm the last one. What all its blocks use,
+    a table of positions, is as early as the first of them.
     """
     if coarse:
         return {"blocks": r"^stage(\d+)"}
     joins_previous = (99999,)
     return {
         "blocks": [
-            (r"^stage(\d+)\.downsample", (0,)),
+            (r"^stage(\d+)\.(?:downsample|position)", (0,)),
             (r"^stage(\d+)\.(\d+)", None),
             (r"^stage(\d+)\.norm", joins_previous),
         ]

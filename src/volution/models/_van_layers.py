@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from volution.ops import DepthwiseConv2d, LKAttention, depthwise_conv2d
 from volution.ops._shared.folding import (
     batch_norm_affine,
-    fold_child_norm,
     with_affine_input,
     with_affine_output,
 )
@@ -157,46 +156,6 @@ class FusedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.attn.branch(x, x * self.shortcut[:, None, None])
         return self.mlp(x, x)  # type: ignore[no-any-return]
-
-
-class PatchEmbed(nn.Module):
-    """A strided convolution that makes the map smaller, and its norm.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Side of the kernel, odd.
-        stride: Step between output pixels.
-        device: Where the parameters live.
-        dtype: What the parameters are.
-
-    Shape:
-        ``(N, in_channels, H, W)`` to ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        where: dict[str, Any] = {"device": device, "dtype": dtype}
-        padding = kernel_size // 2
-        self.proj = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, **where)
-        self.norm = nn.BatchNorm2d(out_channels, **where)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x))  # type: ignore[no-any-return]
-
-    def fuse(self) -> PatchEmbed:
-        """Return a copy whose norm is folded into its convolution."""
-        fused = copy.deepcopy(self)
-        fold_child_norm(fused, "proj", "norm")
-        return fused
 
 
 class Stage(nn.Sequential):

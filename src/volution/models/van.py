@@ -22,6 +22,7 @@ from timm.layers import LayerNorm2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from volution.models._patch_embed import PatchEmbed
 from volution.models._pyramid import Pyramid
 from volution.models._stages import (
     check_output_stride,
@@ -29,7 +30,7 @@ from volution.models._stages import (
     drop_path_rates,
     match_stages,
 )
-from volution.models._van_layers import Block, PatchEmbed, Stage, rename_official
+from volution.models._van_layers import Block, Stage, rename_official
 from volution.models.official import checkpoint_filter_fn
 
 __all__ = ["VAN"]
