@@ -5,6 +5,8 @@ import pytest
 import timm
 import torch
 from networks import images, liven
+from timm.utils import reparameterize_model
+from torch import nn
 
 from volution import deploy, ops
 from volution.deploy.windows import correlate_windows, gather_windows, window_ops
@@ -124,6 +126,8 @@ def test_a_difference_is_found(exported):
         pytest.param("hornet_tiny_gf", True, marks=pytest.mark.slow),
         ("van_b0", False),
         ("van_b0", True),
+        ("xvolution_resnet34", False),
+        ("xvolution_resnet34", True),
     ],
 )
 def test_a_file_for_any_size_and_number(name, fused, tmp_path):
@@ -131,19 +135,42 @@ def test_a_file_for_any_size_and_number(name, fused, tmp_path):
     options = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1), "num_classes": 3}
     net = liven(timm.create_model(name, **options))
     net = net.fuse() if fused else net
-    path = deploy.export_onnx(net, images(2, size=64), tmp_path / "net.onnx", dynamic_size=True)
+    check_any_size(net, net, tmp_path, ((2, 64, 64), (3, 75, 41), (1, 32, 120)))
+
+
+def check_any_size(net, exported, folder, sizes):
+    """The file of one form computes what the other does, for other numbers and sizes of images."""
+    example = images(2, size=sizes[0][1])
+    path = deploy.export_onnx(exported, example, folder / "net.onnx", dynamic_size=True)
     graph = onnx.load(path).graph
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
     assert [d.dim_param for d in graph.input[0].type.tensor_type.shape.dim[2:]] == [
         "height",
         "width",
     ]
-    for count, height, width in ((2, 64, 64), (3, 75, 41), (1, 32, 120)):
+    for count, height, width in sizes:
         x = images(count, size=120)[:, :, :height, :width]
         check = deploy.check_onnx(net, x, path)
         assert check.passed, check
         assert check.tolerance == 1e-4
         assert check.scale > 0.1
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_every_form_of_x_volution(folded, tmp_path):
+    net = nn.Sequential(
+        ops.Xvolution2d(3, 16, stride=2, heads=2),
+        ops.Xvolution2d(16, 16, 5, groups=16, heads=4, normalize="softmax"),
+        ops.Xvolution2d(16, 16, groups=4, heads=4, offsets=[(0, 0), (-2, 1), (3, 0)]),
+        ops.Xvolution2d(16, 32, stride=2, dilation=2, attention="involution"),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    net = liven(net)
+    exported = reparameterize_model(net) if folded else net
+    kinds = {type(layer) for layer in exported[:4]}
+    assert kinds == {ops.FoldedXvolution2d if folded else ops.Xvolution2d}
+    check_any_size(net, exported, tmp_path, ((2, 32, 32), (3, 45, 21), (1, 17, 50)))
 
 
 def test_bad_input(exported, tmp_path):
