@@ -51,13 +51,15 @@ class FoldedPSSA(nn.Module):
             self.value = _pointwise([(value[0], None)], pssa.value.groups, like)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        parts = list(self.shared(input).split(self.widths, 1))
-        q = parts.pop(0) if self.query is None else self.query(every(input, self.stride))
-        k = parts.pop(0)
+        parts = self.shared(input).split(self.widths, 1)
+        if self.query is None:
+            q, k = parts[0], parts[1]
+        else:
+            q, k = self.query(every(input, self.stride)), parts[0]
         kernel = pssa_kernel(q, k, self.heads, self.offsets, self.stride, 1.0, self.normalize)
         if self.value is not None:
             return self.value(input), kernel
-        return (parts.pop(0) if parts else input), kernel
+        return (parts[-1] if self.makes_values else input), kernel
 
     def matrix(self) -> Tensor | None:
         """Return the map that makes values, ``(C_out, C_in / groups)``; None for an identity."""

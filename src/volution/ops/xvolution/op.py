@@ -140,8 +140,8 @@ def _flat(listed: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(x, int) for x in pair):
             raise ValueError(f"offsets must be pairs of integers (row, column), got {pair}")
-    again = sorted({pair for pair in pairs if pairs.count(pair) > 1})
-    if again:
+    if len(set(pairs)) < len(pairs):
+        again = [pair for pair in dict.fromkeys(pairs) if pairs.count(pair) > 1]
         raise ValueError(f"offsets must all differ, got {again} more than once")
     return tuple(step for pair in pairs for step in pair)
 
