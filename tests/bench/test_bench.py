@@ -11,7 +11,15 @@ from networks import images, twin
 
 from volution import bench
 from volution.bench import contest, memory, peers, peers_van, runner, table
-from volution.bench.cases import depthwise, involution, large_images, networks, scaling, xvolution
+from volution.bench.cases import (
+    depthwise,
+    dmixer,
+    involution,
+    large_images,
+    networks,
+    scaling,
+    xvolution,
+)
 from volution.cli import main
 from volution.ops import Involution2d, Xvolution2d, involution2d, pssa2d
 
@@ -107,6 +115,7 @@ class TestRun:
     def small(self, monkeypatch):
         monkeypatch.setattr(involution, "STAGES", ((32, 6),))
         monkeypatch.setattr(depthwise, "CASES", (depthwise.Case(7, 3, 16, 9),))
+        monkeypatch.setattr(dmixer, "STAGES", ((12, 6),))
         monkeypatch.setattr(xvolution, "SIDE", 5)
         monkeypatch.setattr(scaling, "SIDES", (8, 16, 32))
         monkeypatch.setattr(bench, "measure_peaks", partial(bench.measure_peaks, budget=0.05))
@@ -121,7 +130,8 @@ class TestRun:
         assert [(r["case"], r["dtype"], r["direction"]) for r in functions] == [
             (case, dtype, direction)
             for cases in (
-                ["dw7x7 d3 16x9²"], ["involution 32x6²"], ["PSSA 3x3 64x5²", "PSSA 7x7 64x5²"]
+                ["dw7x7 d3 16x9²"], ["per-sample dw7x7 12x6²"], ["involution 32x6²"],
+                ["PSSA 3x3 64x5²", "PSSA 7x7 64x5²"],
             )
             for dtype in ("float32", "bfloat16")
             for case in cases
@@ -141,7 +151,8 @@ class TestRun:
     @pytest.mark.parametrize(
         ("module", "function"),
         [(involution, "unfold_involution2d"), (depthwise, "framework_conv2d"),
-         (depthwise, "depthwise_conv2d"), (xvolution, "unfold_pssa2d"), (xvolution, "pssa2d")],
+         (depthwise, "depthwise_conv2d"), (dmixer, "grouped_conv2d"),
+         (dmixer, "dynamic_depthwise_conv2d"), (xvolution, "unfold_pssa2d"), (xvolution, "pssa2d")],
     )  # fmt: skip
     def test_nothing_is_timed_or_written_if_a_contestant_is_wrong(
         self, tmp_path, monkeypatch, module, function

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 
 from volution._support.environment import environment
-from volution.bench.cases import depthwise, involution, networks, scaling, xvolution
+from volution.bench.cases import (
+    depthwise,
+    dmixer,
+    involution,
+    large_images,
+    networks,
+    scaling,
+    xvolution,
+)
 from volution.bench.contest import Wanted, WrongResultError
 from volution.bench.peaks import measure_peaks
 
@@ -35,6 +43,8 @@ def measure_ops(
     batch, wanted = (128 if device == "cuda" else 4), _chooser(only)
     settings: dict[str, Any] = {"batch": batch, "compiled": not quick, "wanted": wanted}
     yield from depthwise.measure(device, dtypes, budget=0.2 if quick else 1.0, **settings)
+    several = settings | {"batch": max(batch, dmixer.BATCH)}
+    yield from dmixer.measure(device, dtypes, budget=0.2 if quick else 1.0, **several)
     yield from involution.measure(device, dtypes, budget=0.5 if quick else 3.0, **settings)
     yield from xvolution.measure(device, dtypes, budget=0.2 if quick else 2.0, **settings)
     sides = scaling.SIDES[:3] if quick else scaling.SIDES
@@ -47,9 +57,10 @@ def measure_models(device: str, *, quick: bool = False, only: str = "") -> Itera
     ``only`` is as in :func:`measure_ops`.
     """
     size, budget = (64, 0.5) if quick else (224, 5.0)
-    yield from networks.measure(
-        device, size=size, budget=budget, compiled=not quick, wanted=_chooser(only)
-    )
+    wanted = _chooser(only)
+    yield from networks.measure(device, size=size, budget=budget, compiled=not quick, wanted=wanted)
+    large = (160, 224) if quick else large_images.SIZE
+    yield from large_images.measure(device, size=large, wanted=wanted)
 
 
 def _chooser(only: str) -> Wanted:

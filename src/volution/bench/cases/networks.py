@@ -16,6 +16,7 @@ from volution.bench import memory, runner
 from volution.bench.contest import LAYOUTS, Wanted, WrongResultError
 from volution.bench.peers import with_unfold
 from volution.bench.peers_hornet import PlainHorNet
+from volution.bench.peers_transxnet import PlainTransXNet
 from volution.bench.peers_van import PlainVAN
 
 INFERENCE_BATCH, TRAINING_BATCH = 4, 8
@@ -31,6 +32,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "hornet_tiny_7x7": PlainHorNet,
     "hornet_tiny_gf": partial(PlainHorNet, gf=True),
     "rednet50": _plain_rednet50,
+    "transxnet_t": PlainTransXNet,
 }
 """Networks and, for a number of classes, what they are measured against."""
 

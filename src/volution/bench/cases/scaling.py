@@ -13,7 +13,7 @@ from torch import nn
 
 from volution.bench import runner
 from volution.bench.contest import Wanted
-from volution.ops import LKA, PSSA, GnConv, Xvolution2d
+from volution.ops import LKA, PSSA, GnConv, IDConv, Xvolution2d
 
 SIDES = (128, 181, 256, 362, 512, 724, 1024)
 """Heights and widths of the maps, with twice as many pixels from one to the next."""
@@ -23,6 +23,7 @@ CHANNELS = 64
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     f"LKA({CHANNELS})": lambda: LKA(CHANNELS),
     f"GnConv({CHANNELS}, order=2)": lambda: GnConv(CHANNELS, order=2),
+    f"IDConv({CHANNELS})": lambda: IDConv(CHANNELS),
     f"PSSA({CHANNELS})": lambda: PSSA(CHANNELS),
     f"Xvolution2d({CHANNELS}, {CHANNELS})": lambda: Xvolution2d(CHANNELS, CHANNELS),
 }
