@@ -125,9 +125,10 @@ def _same(count: int, own: int) -> bool:
 
 def _kept(weight: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
     """Return what :func:`_resize_keys` makes of a table, from an earlier call if that is right."""
-    # Subclasses are the tensors of tracers; what inference mode made has no count of its changes.
-    plain = type(weight) is nn.Parameter and not weight.is_inference()
-    if not plain or not _library.runs_directly(weight):
+    if not _library.runs_directly(weight):
+        return _resize_keys(weight, keys, dtype)
+    # What inference mode made has no count of its changes; what is no parameter has other owners.
+    if type(weight) is not nn.Parameter or weight.is_inference():
         return _resize_keys(weight, keys, dtype)
     entries: dict[Any, tuple[Tensor | None, int, Tensor | None]] = _KEPT.setdefault(weight, {})
     alias, version, made = entries.get((keys, dtype), _NOTHING)
@@ -140,7 +141,9 @@ def _kept(weight: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
         and alias.shape == weight.shape
     )
     if made is None or not current:
-        made = _resize_keys(weight, keys, dtype)
+        # What inference mode makes could not be used in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            made = _resize_keys(weight, keys, dtype)
         entries.pop((keys, dtype), None)
         while len(entries) >= _SIZES:
             entries.pop(next(iter(entries)))
