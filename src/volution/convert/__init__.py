@@ -8,7 +8,7 @@
 (80, 160, 320)
 """
 
-from volution.convert.operators import gnconv, involution, lka, xvolution
+from volution.convert.operators import dmixer, gnconv, involution, lka, xvolution
 from volution.convert.replace import convert
 from volution.convert.replacement import Place, Replacement
 from volution.convert.report import Conversion, Row
@@ -21,6 +21,7 @@ __all__ = [
     "Row",
     "TokenMap",
     "convert",
+    "dmixer",
     "gnconv",
     "involution",
     "lka",

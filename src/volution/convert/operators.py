@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from timm.layers import Conv2dSame
 from torch import nn
 
+from volution.convert.carrying import carry_scaling, plain
 from volution.convert.replacement import Place, Replacement, after, check_undilated, custom, fronts
-from volution.ops import LKA, DepthwiseConv2d, GnConv, Involution2d, Xvolution2d
+from volution.ops import LKA, DMixer, GnConv, Involution2d, Xvolution2d
 
-__all__ = ["gnconv", "involution", "lka", "resolve", "xvolution"]
+__all__ = ["dmixer", "gnconv", "involution", "lka", "resolve", "xvolution"]
 
 
 def involution(
@@ -114,10 +113,50 @@ def lka(*, kernel_size: int = 21, dilation: int = 3) -> Replacement:
     def build(place: Place) -> tuple[nn.Module, bool]:
         check_undilated("lka", place)
         layer = LKA(place.out_channels, kernel_size, dilation, **place.where)
-        carried = _carry_scaling(place, layer)
+        carried = carry_scaling(place, layer)
         return after(fronts(place), "lka", layer), carried
 
     return Replacement("lka", build)
+
+
+def dmixer(
+    *,
+    kernel_size: int = 7,
+    num_groups: int = 2,
+    num_heads: int = 1,
+    sr_ratio: int = 1,
+    reduction_ratio: int = 4,
+    attn_drop: float = 0.0,
+) -> Replacement:
+    """Put :class:`volution.ops.DMixer` in a place; the settings are its own.
+
+    Where the convolution has a stride, an average pooling comes first; where it changes the
+    number of channels, a 1 by 1 convolution. A dilated convolution is kept. There is no table of
+    positions. In training its norms need two images or more, as in TransXNet.
+
+    Its attention compares every pixel with the map shrunk by ``sr_ratio``: in early stages take
+    8 or so.
+
+    Example:
+        >>> dmixer(num_heads=4, sr_ratio=2).name
+        'dmixer'
+    """
+
+    def build(place: Place) -> tuple[nn.Module, bool]:
+        check_undilated("dmixer", place)
+        layer = DMixer(
+            place.out_channels,
+            kernel_size,
+            num_groups,
+            num_heads,
+            sr_ratio,
+            reduction_ratio,
+            attn_drop,
+            **place.where,
+        )
+        return after(fronts(place), "dmixer", layer), False
+
+    return Replacement("dmixer", build)
 
 
 def xvolution(
@@ -167,7 +206,7 @@ def xvolution(
         conv, side, groups = place.module, kernel_size, 1
         if isinstance(conv, nn.Conv2d):
             if branches != "attention":
-                return Xvolution2d.from_conv(_plain(conv), **settings), True
+                return Xvolution2d.from_conv(plain(conv), **settings), True
             side, groups = conv.kernel_size[0], conv.groups
         layer = Xvolution2d(
             place.in_channels,
@@ -204,57 +243,10 @@ def resolve(to: object) -> Replacement:
     )
 
 
-def _plain(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a convolution that computes the same with no more than its weights.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if type(conv) in (nn.Conv2d, DepthwiseConv2d):
-        return conv
-    if type(conv) is not Conv2dSame:
-        raise ValueError(
-            f"{type(conv).__name__} does more with its weights than a convolution, so they "
-            f"cannot be carried over"
-        )
-    # Only with stride 1 does it come here, and then it pads as any other.
-    with torch.device("meta"):
-        twin = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size[0],
-            padding="same",
-            dilation=conv.dilation[0],
-            groups=conv.groups,
-            bias=conv.bias is not None,
-        )
-    twin.load_state_dict(conv.state_dict(), assign=True)
-    return twin.train(conv.training)
-
-
-@torch.no_grad()
-def _carry_scaling(place: Place, layer: LKA) -> bool:
-    """Make an LKA compute what a convolution does that only scales each channel; say if it is."""
-    conv = place.module
-    plain = isinstance(conv, DepthwiseConv2d) or type(conv) is nn.Conv2d
-    if not plain or not isinstance(conv, nn.Conv2d) or conv.weight.is_meta:
-        return False
-    depthwise = conv.groups == conv.in_channels == conv.out_channels and place.stride == 1
-    if not depthwise or (conv.bias is not None and conv.bias.any()):
-        return False
-    centre = conv.weight.shape[-1] // 2
-    scaling = conv.weight[:, 0, centre, centre]
-    if conv.weight.count_nonzero() != scaling.count_nonzero():
-        return False
-    assert layer.conv1.bias is not None
-    layer.conv1.weight.zero_()
-    layer.conv1.bias.copy_(scaling)
-    return True
-
-
 _OPERATORS: dict[type[nn.Module], Callable[[], Replacement]] = {
     Involution2d: involution,
     GnConv: gnconv,
     LKA: lka,
+    DMixer: dmixer,
     Xvolution2d: xvolution,
 }

@@ -108,8 +108,6 @@ def convolution_misfit(conv: nn.Conv2d) -> str | None:
     """Return why nothing else can do what a convolution does to the shape of a map, or None."""
     rows, columns = conv.kernel_size
     size, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
-    if isinstance(conv.weight, nn.UninitializedParameter):
-        return "it is not initialised: run the network once before"
     if rows != columns:
         return f"its kernel is {rows} by {columns}, not square"
     if size == 1:

@@ -17,13 +17,10 @@ from volution.convert import places, tokens
 from volution.convert.cost import count_macs, count_params, usual_image_size
 from volution.convert.matching import Where, select
 from volution.convert.places import Slot
-from volution.convert.replacement import Place, Replacement
+from volution.convert.replacement import Replacement, check_shape, settle
 from volution.convert.report import Conversion, Row, describe
 
 __all__ = ["convert"]
-
-# Small, odd and not square: whoever mistakes a side or a rounding does not pass.
-_TRIAL_SIZE = (15, 14)
 
 
 @overload
@@ -115,6 +112,7 @@ def convert(
         >>> type(net.layer4[1].conv2).__name__, net(torch.randn(2, 3, 64, 64)).shape
         ('Involution2d', torch.Size([2, 10]))
     """
+    _check_initialised(model)
     before = model
     if dry_run or not inplace:
         model = copy.deepcopy(model)
@@ -174,8 +172,8 @@ def _make(slot: Slot, replacement: Replacement) -> tuple[nn.Module, bool] | str:
         reason = tokens.misfit(slot.module, slot.network)
         if reason is not None:
             raise ValueError(
-                f"{slot.path} is a {type(slot.module).__name__}, which cannot be replaced: "
-                f"{reason}; leave it out of where"
+                f"{slot.path} ({type(slot.module).__name__}) cannot be replaced: {reason}; leave "
+                f"it out of where"
             )
     else:
         reason = places.misfit(slot)
@@ -193,45 +191,12 @@ def _make(slot: Slot, replacement: Replacement) -> tuple[nn.Module, bool] | str:
     if result is None:
         return f"{replacement.name} returned none"
     layer, carried = result
-    _settle(layer, place)
-    _check_shape(slot, place, layer, replacement)
-    return layer, carried
-
-
-def _settle(layer: nn.Module, place: Place) -> None:
-    """Give a new layer device, dtype, memory format and mode of the old one."""
-    layer.to(place.device, place.dtype)
-    layer.train(place.module.training)
-    weight = getattr(place.module, "weight", None)
-    # What has a single channel or pixel is in both formats, and asks for none.
-    if isinstance(weight, torch.Tensor) and weight.dim() == 4 and not weight.is_contiguous():
-        layer.to(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def _check_shape(slot: Slot, place: Place, layer: nn.Module, replacement: Replacement) -> None:
-    """Run the new layer once, in evaluation, and raise unless its output has the right shape."""
-    height, width = _TRIAL_SIZE
-    trial = torch.zeros(1, place.in_channels, height, width, **place.where)
-    rows, columns = (-(-side // place.stride) for side in (height, width))
-    expected = 1, place.out_channels, rows, columns
-    modes = {module: module.training for module in layer.modules()}
-    layer.eval()
+    settle(layer, place)
     try:
-        got = layer(trial)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{slot.path}: the layer of {replacement.name} must take maps of shape "
-            f"{tuple(trial.shape)}, and fails: {error}"
-        ) from error
-    for module, training in modes.items():
-        module.training = training
-    if not isinstance(got, torch.Tensor) or tuple(got.shape) != expected:
-        shape = tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__
-        raise ValueError(
-            f"{slot.path}: the layer of {replacement.name} must turn {tuple(trial.shape)} into "
-            f"{expected}, as {describe(place.module)} does, got {shape}"
-        )
+        check_shape(layer, place, describe(slot.module))
+    except ValueError as error:
+        raise ValueError(f"{slot.path}: the layer of {replacement.name} {error}") from error
+    return layer, carried
 
 
 def _install(plan: Iterable[tuple[Slot, nn.Module]]) -> None:
@@ -269,6 +234,15 @@ def _reasons(rows: Sequence[Row]) -> str:
         for why, names in paths.items()
     ]
     return "; ".join(parts[:5]) + ("; and so on" if len(parts) > 5 else "")
+
+
+def _check_initialised(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ValueError(
+                f"model must have all its parameters, got {name} without a shape; run the network "
+                f"on an image once before converting it"
+            )
 
 
 def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -8,9 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["Place", "Replacement", "after", "check_undilated", "custom", "fronts"]
+__all__ = [
+    "Place",
+    "Replacement",
+    "after",
+    "check_shape",
+    "check_undilated",
+    "custom",
+    "fronts",
+    "settle",
+]
+
+# Small, odd and not square: whoever mistakes a side or a rounding does not pass.
+_TRIAL_SIZE = (15, 14)
 
 
 @dataclass(frozen=True)
@@ -95,3 +107,37 @@ def fronts(place: Place, *, pools: bool = True, projects: bool = True) -> dict[s
 def after(front: dict[str, nn.Module], name: str, layer: nn.Module) -> nn.Module:
     """Return the layer with what comes first before it."""
     return nn.Sequential(OrderedDict(**front, **{name: layer})) if front else layer
+
+
+def settle(layer: nn.Module, place: Place) -> None:
+    """Give a new layer device, dtype, memory format and mode of the old one."""
+    layer.to(place.device, place.dtype)
+    layer.train(place.module.training)
+    weight = getattr(place.module, "weight", None)
+    # Weights of a single channel or pixel are in both formats, and ask for none.
+    if isinstance(weight, Tensor) and weight.dim() == 4 and not weight.is_contiguous():
+        layer.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def check_shape(layer: nn.Module, place: Place, old: str) -> None:
+    """Run a new layer once, in evaluation, and raise unless its output has the right shape."""
+    height, width = _TRIAL_SIZE
+    trial = torch.zeros(1, place.in_channels, height, width, **place.where)
+    rows, columns = (-(-side // place.stride) for side in (height, width))
+    expected = 1, place.out_channels, rows, columns
+    modes = {module: module.training for module in layer.modules()}
+    layer.eval()
+    try:
+        got = layer(trial)
+    except (RuntimeError, ValueError, TypeError) as error:
+        given = tuple(trial.shape)
+        raise ValueError(f"must take maps of shape {given}, and fails: {error}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+    if shape != expected:
+        raise ValueError(
+            f"must turn {tuple(trial.shape)} into {expected}, as {old} does, got {shape}"
+        )
