@@ -12,6 +12,10 @@ from volution.ops.xvolution.attention import PSSA, GlobalAttention, InvolutionAt
 from volution.ops.xvolution.op import Offsets
 from volution.ops.xvolution.settings import Attention, Pair, Settings, settings_of
 
+# What the attention adds to the convolution at the start, in standard deviations: the room's README
+# has what other numbers did to training.
+_FIRST_SHARE = 0.1
+
 
 class XvolutionBase(nn.Module):
     """An X-volution, trained or folded; the arguments are those of :class:`Xvolution2d`."""
@@ -100,6 +104,14 @@ def build_conv(settings: Settings, where: dict[str, Any]) -> nn.Conv2d:
         return DepthwiseConv2d(made.in_channels, made.kernel_size, **steps, **where)
     steps |= {"padding": made.padding, "groups": made.groups}
     return nn.Conv2d(made.in_channels, made.out_channels, made.kernel_size, **steps, **where)
+
+
+def build_attention_norm(settings: Settings, where: dict[str, Any]) -> nn.BatchNorm2d:
+    """Return the norm after the attention: beside a convolution it starts small."""
+    norm = nn.BatchNorm2d(settings.out_channels, **where)
+    if settings.branches == "both":
+        nn.init.constant_(norm.weight, _FIRST_SHARE)
+    return norm
 
 
 def build_attention(settings: Settings, where: dict[str, Any]) -> nn.Module:

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from volution.ops._shared.folding import batch_norm_affine, is_fixed_affine, with_affine_output
-from volution.ops.xvolution.base import XvolutionBase, build_attention, build_conv
+from volution.ops.xvolution.base import (
+    XvolutionBase,
+    build_attention,
+    build_attention_norm,
+    build_conv,
+)
 from volution.ops.xvolution.effective import EffectiveKernel, at_pixel, identity_matrix, joined
 from volution.ops.xvolution.folded_attention import FoldedPSSA, FoldedWindow, fold_attention
 from volution.ops.xvolution.settings import Settings
@@ -53,7 +58,7 @@ class FoldedXvolution2d(XvolutionBase):
         if settings.branches == "both":
             conv = build_conv(settings, where)
             conv_norm = nn.BatchNorm2d(settings.out_channels, **where).eval()
-        norm = nn.BatchNorm2d(settings.out_channels, **where).eval()
+        norm = build_attention_norm(settings, where).eval()
         self.fold(conv, conv_norm, build_attention(settings, where).eval(), norm)
 
     @torch.no_grad()

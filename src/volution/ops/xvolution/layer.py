@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from volution.ops._shared.depthwise import DepthwiseConv2d
 from volution.ops._shared.folding import fold_batch_norm, is_fixed_affine
-from volution.ops.xvolution.base import XvolutionBase, build_attention, build_conv
+from volution.ops.xvolution.base import (
+    XvolutionBase,
+    build_attention,
+    build_attention_norm,
+    build_conv,
+)
 from volution.ops.xvolution.effective import EffectiveKernel, conv_kernel
 from volution.ops.xvolution.folded import FoldedXvolution2d
 from volution.ops.xvolution.settings import Settings
@@ -26,7 +31,7 @@ class Xvolution2d(XvolutionBase):
     A drop-in for a padded ``nn.Conv2d`` with a square, odd kernel. In evaluation :meth:`fuse`
     returns one convolution whose kernel depends on the content at every pixel; no norm is left.
     Without biases the attention is a polynomial of third degree in the input, which its own
-    BatchNorm keeps bounded; keep both norms in the layer, and do not add one between.
+    BatchNorm keeps bounded: in a new layer that norm's scale starts at 0.1 beside a convolution.
 
     Args:
         in_channels: Channels of the input.
@@ -88,7 +93,7 @@ class Xvolution2d(XvolutionBase):
             self.conv_norm = nn.BatchNorm2d(settings.out_channels, **where)
         if settings.branches != "conv":
             self.attention = build_attention(settings, where)
-            self.attention_norm = nn.BatchNorm2d(settings.out_channels, **where)
+            self.attention_norm = build_attention_norm(settings, where)
 
     @classmethod
     def from_conv(
