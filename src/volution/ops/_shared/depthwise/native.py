@@ -91,6 +91,8 @@ def depthwise_conv2d_weight(
 ) -> Tensor:
     """Compute :func:`reference.depthwise_conv2d_weight` on the CPU."""
     n, c, height, width = input.shape
+    if n == 0:
+        return grad.new_zeros((batch, c, kernel_size, kernel_size))
     missing = _missing_channels(input)
     if missing:
         pair = _widened(grad, missing), _widened(input, missing)

@@ -94,6 +94,8 @@ def depthwise_conv2d_weight(
 def _one_image(map: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Turn kernels of their own for each image into those of one image with N * C channels."""
     batch, c, k, _ = weight.shape
+    if batch == 0:  # no image has no kernels of its own, and a convolution needs some
+        weight, batch = weight.sum(0, keepdim=True), 1
     if batch == 1:
         return map, weight.reshape(c, 1, k, k)
     return map.reshape(1, batch * c, *map.shape[2:]), weight.reshape(batch * c, 1, k, k)

@@ -96,7 +96,7 @@ class WeightPlan:
     ) -> WeightPlan | None:
         """Plan the partial sums of ``batch`` kernels; None if there is nothing to sum."""
         n, c, h, w = grad.shape
-        pixels = n // batch * h * w
+        pixels = n // max(1, batch) * h * w
         if pixels * c == 0:
             return None
         fast = is_channels_last(input)
