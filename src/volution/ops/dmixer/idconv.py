@@ -216,7 +216,8 @@ def average_bins(
         return rows @ (input @ columns.mT)
     lines = columns @ input.permute(0, 2, 3, 1)  # N H K C
     pooled = rows @ lines.reshape(n, height, columns.shape[0] * input.shape[1])  # N K K*C
-    return pooled.unflatten(2, (columns.shape[0], input.shape[1])).permute(0, 3, 1, 2)
+    pooled = pooled.reshape(n, rows.shape[0], columns.shape[0], input.shape[1])
+    return pooled.permute(0, 3, 1, 2)
 
 
 def mix_by_softmax(attention: Tensor, weight: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from volution.ops._shared.pointwise import add_scaled, images_at_once, pointwise
 from volution.ops.dmixer.norm import ChannelAffine, apply_fixed, fixed
 
 # One call each in traced graphs, so that symbolic tracing does not stop at their choices.
-torch.fx.wrap("add_scaled")
+torch.fx.wrap("_plus")
 torch.fx.wrap("mixed_depthwise_conv2d")
 torch.fx.wrap("pointwise")
 torch.fx.wrap("run_msffn")
@@ -200,6 +200,10 @@ def _run(x: Tensor, residual: Tensor | None, layers: Any, norms: Sequence[Any]) 
     if isinstance(last, tuple) and not last:
         return pointwise(x, *narrow, residual=residual)
     x = _normalised(last, pointwise(x, *narrow))
+    return _plus(x, residual)
+
+
+def _plus(x: Tensor, residual: Tensor | None) -> Tensor:
     return x if residual is None else add_scaled(residual, x, None)
 
 
