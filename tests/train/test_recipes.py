@@ -38,6 +38,12 @@ AUTHORS = {
          "warmup_epochs": 5, "mixup": 0.8, "cutmix": 1.0, "ema_decay": None,
          "drop_path_rate": 0.1, "clip_grad": None},
     ),
+    "xvolution_resnet_imagenet": (
+        256,
+        {"lr": 0.1, "optimizer": "momentum", "momentum": 0.9, "weight_decay": 1e-4, "epochs": 100,
+         "label_smoothing": 0.0, "random_erasing": 0.0, "auto_augment": None, "mixup": 0.0,
+         "cutmix": 0.0, "ema_decay": None, "drop_path_rate": 0.0, "crop_scale": 0.08},
+    ),
 }  # fmt: skip
 EVERYWHERE = {"optimizer": "adamw", "schedule": "cosine", "label_smoothing": 0.1,
               "random_erasing": 0.25, "auto_augment": "rand-m9-mstd0.5-inc1"}  # fmt: skip

@@ -19,6 +19,8 @@ RUNS = [
     ("hornet_22k", "hornet_large_7x7", SHALLOW),
     ("hornet_384_finetune", "hornet_large_gf_img384", SHALLOW),
     ("van_imagenet", "van_b0", {}),
+    ("xvolution_resnet_imagenet", "xvolution_resnet34", {}),
+    ("xvolution_resnet_imagenet", "xvolution_resnet50", {}),
 ]
 
 
