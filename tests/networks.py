@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import volution
+from volution.ops import OSRA, PositionTable
 
 SIZE = 64
 SHRINK = 4
@@ -48,8 +49,17 @@ def one_of_each_kind() -> list[Any]:
 
 
 def narrow(name: str) -> list[int]:
-    """A quarter of the channels of each stage."""
-    return [tap["num_chs"] // SHRINK for tap in skeleton(name).feature_info[-4:]]
+    """A quarter of the channels of each stage, or a little more, for heads to divide."""
+    return [
+        _divided(tap["num_chs"] // SHRINK, name, tap) for tap in skeleton(name).feature_info[-4:]
+    ]
+
+
+def _divided(width: int, name: str, tap: dict[str, Any]) -> int:
+    stage = skeleton(name).get_submodule(tap["module"])
+    # Half of the channels go to the heads.
+    unit = max((2 * m.num_heads for m in stage.modules() if isinstance(m, OSRA)), default=1)
+    return -(-width // unit) * unit
 
 
 def depths(name: str) -> list[int]:
@@ -97,6 +107,9 @@ def liven(net: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, tensor in net.named_parameters():
             tensor.copy_(_drawn(name, normal(tensor)))
+        for table in (m for m in net.modules() if isinstance(m, PositionTable)):
+            # Its numbers are not summed, but added one by one to logits.
+            table.weight.copy_(normal(table.weight))
         norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:

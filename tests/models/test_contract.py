@@ -234,7 +234,7 @@ class TestConfiguration:
 
     def test_pool_size(self, name):
         net, cfg = skeleton(name), skeleton(name).pretrained_cfg
-        x = torch.empty(1, *cfg["input_size"], device="meta")
+        x = torch.empty(2, *cfg["input_size"], device="meta")
         assert net.forward_features(x).shape[2:] == cfg["pool_size"]
 
     def test_pretrained_says_there_are_no_weights(self, name):
