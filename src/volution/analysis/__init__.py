@@ -6,6 +6,7 @@ from volution.analysis.curves import curves_picture
 from volution.analysis.kernels import KernelMaps, kernel_maps, kernels_picture
 from volution.analysis.large_kernels import border_effect, large_kernel_picture
 from volution.analysis.samples import samples_picture
+from volution.analysis.shifts import receptive_fields, shift_picture
 
 __all__ = [
     "Cost",
@@ -18,5 +19,7 @@ __all__ = [
     "kernels_picture",
     "large_kernel_picture",
     "network_cost",
+    "receptive_fields",
     "samples_picture",
+    "shift_picture",
 ]
