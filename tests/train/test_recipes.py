@@ -38,6 +38,12 @@ AUTHORS = {
          "warmup_epochs": 5, "mixup": 0.8, "cutmix": 1.0, "ema_decay": None,
          "drop_path_rate": 0.1, "clip_grad": None},
     ),
+    "transxnet_imagenet": (
+        1024,
+        {"lr": 2e-3, "weight_decay": 0.05, "epochs": 310, "cooldown_epochs": 10,
+         "warmup_epochs": 5, "mixup": 0.8, "cutmix": 1.0, "ema_decay": 0.9998,
+         "drop_path_rate": 0.1, "clip_grad": None},
+    ),
     "xvolution_resnet_imagenet": (
         256,
         {"lr": 0.1, "optimizer": "momentum", "momentum": 0.9, "weight_decay": 1e-4, "epochs": 100,

@@ -19,6 +19,7 @@ RUNS = [
     ("hornet_22k", "hornet_large_7x7", SHALLOW),
     ("hornet_384_finetune", "hornet_large_gf_img384", SHALLOW),
     ("van_imagenet", "van_b0", {}),
+    ("transxnet_imagenet", "transxnet_t", {}),
     ("xvolution_resnet_imagenet", "xvolution_resnet34", {}),
     ("xvolution_resnet_imagenet", "xvolution_resnet50", {}),
 ]
