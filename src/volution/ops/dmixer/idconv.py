@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from volution.ops import _checks, _library
 from volution.ops._shared.folding import fold_child_norm
 from volution.ops._shared.layout import accumulation_dtype, is_channels_last
-from volution.ops._shared.pointwise import pointwise
 from volution.ops.dmixer import reference
-from volution.ops.dmixer.norm import fixed, normalise
+from volution.ops.dmixer.norm import fixed
 from volution.ops.dmixer.op import dynamic_depthwise_conv2d
 
 # One call each in traced graphs, so that symbolic tracing does not stop at their choices.
 torch.fx.wrap("average_bins")
 torch.fx.wrap("dynamic_depthwise_conv2d")
-torch.fx.wrap("mix_by_softmax")
-torch.fx.wrap("pointwise")
+torch.fx.wrap("mix_kernels")
+torch.fx.wrap("softmax_over_groups")
 
 
 class IDConv(nn.Module):
@@ -134,25 +134,31 @@ class IDConv(nn.Module):
         """Return the kernels ``(N, C, K, K)`` and biases ``(N, C)`` that the images bring along."""
         side = self.kernel_size
         if self.bias is None:
-            return mix_by_softmax(self._attention(average_bins(input, side)), self.weight), None
+            return mix_kernels(self._shares(average_bins(input, side)), self.weight), None
         squeeze: Any = self.proj[0]
         norm = squeeze.bn
         # SyncBatchNorm counts the images of all processes.
         alone = norm.training and isinstance(norm, nn.BatchNorm2d)
         pooled = average_bins(input, side, mean=True, refuse_one_image=alone)
-        bins, mean = pooled[:, :, :side, :side], pooled[:, :, side:, side:]
         if fixed(norm) is not None:
-            attention = self._attention(pooled)
-            of_bins, of_mean = attention[:, :, :side, :side], attention[:, :, side:, side:]
+            shares = self._shares(pooled)
+            of_bins, of_mean = shares[:, :side, :side], shares[:, side, side]
         else:
-            of_bins, of_mean = self._attention(bins), self._attention(mean)
-        kernel = mix_by_softmax(of_bins, self.weight)
-        return kernel, mix_by_softmax(of_mean.flatten(1), self.bias)
+            of_bins = self._shares(pooled[:, :, :side, :side])
+            of_mean = self._shares(pooled[:, :, side:, side:])[:, 0, 0]
+        bias = (of_mean * self.bias).sum(1)
+        return mix_kernels(of_bins, self.weight), bias.to(self.bias.dtype)
 
-    def _attention(self, pooled: Tensor) -> Tensor:
+    def _shares(self, pooled: Tensor) -> Tensor:
+        """Return how much of each learned kernel goes into the mix, (N, h, w, G, C)."""
         layers: list[Any] = list(self.proj)
         squeeze, expand = layers
-        return pointwise(squeeze(pooled), expand.weight, expand.bias)
+        # Linear layers: on maps this small, convolutions take longer to start than to compute.
+        conv, channels_last = squeeze.conv, (0, 2, 3, 1)
+        x = F.linear(pooled.permute(channels_last), conv.weight.flatten(1), conv.bias)
+        x = F.gelu(squeeze.bn(x.permute(0, 3, 1, 2)))
+        x = F.linear(x.permute(channels_last), expand.weight.flatten(1), expand.bias)
+        return softmax_over_groups(x, self.num_groups)
 
     def fuse(self) -> IDConv:
         """Return a copy whose BatchNorm is folded into the convolution before it."""
@@ -175,10 +181,7 @@ class _Squeeze(nn.Module):
         self.bn = nn.BatchNorm2d(hidden, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.bn, nn.Identity):
-            return pointwise(x, self.conv.weight, self.conv.bias, activation="gelu")
-        x = normalise(self.bn, pointwise(x, self.conv.weight, self.conv.bias))
-        return nn.functional.gelu(x)
+        return F.gelu(self.bn(self.conv(x)))
 
 
 def average_bins(
@@ -220,21 +223,28 @@ def average_bins(
     return pooled.permute(0, 3, 1, 2)
 
 
-def mix_by_softmax(attention: Tensor, weight: Tensor) -> Tensor:
-    """Return the sum over groups of ``softmax(attention) * weight``.
+def softmax_over_groups(x: Tensor, groups: int) -> Tensor:
+    """Return the softmax of ``(..., G * C)`` over groups, ``(..., G, C)``, in float32 at least."""
+    shares: Tensor = x.unflatten(-1, (groups, -1)).softmax(-2, dtype=accumulation_dtype(x.dtype))
+    return shares
+
+
+def mix_kernels(shares: Tensor, weight: Tensor) -> Tensor:
+    """Return the sum over groups of ``shares * weight``.
 
     Args:
-        attention: Shape ``(N, G * C, ...)``, the group outermost.
-        weight: Shape ``(G, C, ...)``.
+        shares: Shape ``(N, K, K, G, C)``.
+        weight: Shape ``(G, C, K, K)``.
 
     Returns:
-        Tensor of shape ``(N, C, ...)``, in the dtype of ``weight``.
+        Kernels ``(N, C, K, K)``, channels adjacent in memory, in the dtype of ``weight``.
     """
-    groups, channels = weight.shape[:2]
-    attention = attention.unflatten(1, (groups, channels))
-    shares: Tensor = attention.softmax(1, dtype=accumulation_dtype(attention.dtype))
-    mixed: Tensor = (shares * weight).sum(1)
-    return mixed.to(weight.dtype)
+    taps = weight.to(shares.dtype).permute(2, 3, 0, 1)  # K K G C
+    first, *rest = zip(shares.unbind(3), taps.unbind(2), strict=True)
+    mixed = first[0] * first[1]
+    for share, tap in rest:
+        mixed = torch.addcmul(mixed, share, tap)
+    return mixed.permute(0, 3, 1, 2).to(weight.dtype)
 
 
 def _bins(size: int, side: int, like: Tensor, mean: bool) -> Tensor:
