@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from volution.ops import PSSA, DepthwiseConv2d, Involution2d, Xvolution2d
-from volution.ops.xvolution.attention import GlobalAttention
+from volution.ops.xvolution.global_attention import GlobalAttention
 
 
 def lively(layer: nn.Module) -> nn.Module:
@@ -288,6 +288,15 @@ class TestLayer:
         layer = nn.Sequential(lively(Xvolution2d(8, 8, **KINDS[kind])).eval())
         x = torch.randn(2, 8, 5, 6)
         assert torch.equal(torch.fx.symbolic_trace(layer)(x), layer(x))
+
+    @pytest.mark.parametrize(("branches", "scale"), [("both", 0.1), ("attention", 1.0)])
+    def test_attention_starts_small_beside_a_convolution(self, branches, scale):
+        layer = Xvolution2d(8, 8, branches=branches)
+        assert torch.equal(layer.attention_norm.weight, torch.full((8,), scale))
+        x = torch.randn(16, 8, 9, 9)
+        with torch.no_grad():
+            share = layer.attention_norm(layer.attention(x)).std().item()
+        assert share == pytest.approx(scale, rel=0.01)
 
     def test_stacked_layers_stay_bounded_in_training(self):
         """Each is of third degree; unnormalised, four of them would be of degree 81."""

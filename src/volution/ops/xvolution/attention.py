@@ -1,4 +1,4 @@
-"""The attention branches of an X-volution: over a window by shifting, generated, or global.
+"""The attentions that fold into an X-volution: by shifting, and by generating weights.
 
 What folds has what :class:`WindowAttention` names: values that are linear in the input, and a
 kernel for every pixel that is applied to them.
@@ -11,12 +11,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from volution.ops import _checks
 from volution.ops._shared.neighbourhood import gather
 from volution.ops.involution import Involution2d, KernelGenerator
 from volution.ops.xvolution.op import Offsets, flat_offsets, pssa2d, pssa_kernel
+from volution.ops.xvolution.projection import apply_value, every, linear
 
 # One call in traced graphs, so that symbolic tracing does not stop at the argument checks.
 torch.fx.wrap("pssa2d")
@@ -121,7 +121,7 @@ class PSSA(nn.Module):
         self.normalize = normalize
         self.query = nn.Conv2d(in_channels, wide, 1, bias=bias, **where)
         self.key = nn.Conv2d(in_channels, wide, 1, bias=bias, **where)
-        self.value = _linear(in_channels, width, groups, **where)
+        self.value = linear(in_channels, width, groups, **where)
 
     def forward(self, input: Tensor) -> Tensor:
         return pssa2d(
@@ -174,7 +174,7 @@ class InvolutionAttention(nn.Module):
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.value: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.value = _linear(in_channels, out_channels, groups, **where)
+            self.value = linear(in_channels, out_channels, groups, **where)
         steps: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": heads}
         made = Involution2d(out_channels, kernel_size, **steps, **where)
         self.heads = made.groups
@@ -204,76 +204,3 @@ class InvolutionAttention(nn.Module):
     def extra_repr(self) -> str:
         taps = len(self.offsets) // 2
         return f"stride={self.stride}, heads={self.heads}, taps={taps}"
-
-
-class GlobalAttention(nn.Module):
-    """Self-attention of all pixels with all: what the others approximate. It does not fold.
-
-    Time grows with the square of the number of pixels under ``normalize="softmax"``, the usual
-    form. With ``"none"``, the form the paper starts from, keys and values are summed first.
-
-    Shape:
-        ``(N, in_channels, H, W)`` to ``(N, out_channels, ceil(H / stride), ceil(W / stride))``.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        heads: int = 1,
-        groups: int = 1,
-        qk_channels: int | None = None,
-        scale: float | None = None,
-        normalize: str = "softmax",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        wide = out_channels if qk_channels is None else qk_channels
-        _checks.check_divides("heads", heads, "qk_channels", wide)
-        where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.stride = stride
-        self.heads = heads
-        self.scale = (wide // heads) ** -0.5 if scale is None else scale
-        self.normalize = normalize
-        self.query = nn.Conv2d(in_channels, wide, 1, **where)
-        self.key = nn.Conv2d(in_channels, wide, 1, **where)
-        self.value = _linear(in_channels, out_channels, groups, **where)
-
-    def forward(self, input: Tensor) -> Tensor:
-        q: Tensor = self.query(every(input, self.stride))
-        size = q.shape[-2:]
-        k, v = self.key(input), apply_value(self.value, input)
-        q, k, v = (x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3) for x in (q, k, v))
-        if self.normalize == "none":
-            out = (self.scale * q) @ (k.transpose(2, 3) @ v)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        result: Tensor = out.transpose(2, 3).flatten(1, 2).unflatten(2, size)
-        return result
-
-    def extra_repr(self) -> str:
-        numbers = f"stride={self.stride}, heads={self.heads}, scale={self.scale:.4g}"
-        return f"{numbers}, normalize={self.normalize!r}"
-
-
-def every(input: Tensor, stride: int) -> Tensor:
-    """Return every ``stride``-th pixel: those that nobody asks for need no query."""
-    return input if stride == 1 else input[:, :, ::stride, ::stride]
-
-
-def _linear(in_channels: int, out_channels: int, groups: int, **where: Any) -> nn.Conv2d:
-    """Return a linear map of the channels, grouped like the convolution it is folded with."""
-    _checks.check_positive("groups", groups)
-    _checks.check_divides("groups", groups, "in_channels", in_channels)
-    _checks.check_divides("groups", groups, "out_channels", out_channels)
-    return nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False, **where)
-
-
-def apply_value(value: nn.Module, input: Tensor) -> Tensor:
-    """Apply the map that makes values: a scale of each channel takes no convolution."""
-    if isinstance(value, nn.Conv2d) and value.groups == value.in_channels == value.out_channels:
-        return input * value.weight.reshape(-1, 1, 1)
-    out: Tensor = value(input)
-    return out

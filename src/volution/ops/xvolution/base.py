@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from volution.ops._shared.depthwise import DepthwiseConv2d
-from volution.ops.xvolution.attention import PSSA, GlobalAttention, InvolutionAttention
+from volution.ops.xvolution.attention import PSSA, InvolutionAttention
+from volution.ops.xvolution.global_attention import GlobalAttention
 from volution.ops.xvolution.op import Offsets
 from volution.ops.xvolution.settings import Attention, Pair, Settings, settings_of
 

@@ -12,8 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from volution.ops.xvolution.attention import PSSA, WindowAttention, apply_value, every
+from volution.ops.xvolution.attention import PSSA, WindowAttention
 from volution.ops.xvolution.op import pssa_kernel
+from volution.ops.xvolution.projection import apply_value, every
 from volution.ops.xvolution.settings import Settings
 
 

@@ -78,44 +78,18 @@ def settings_of(
     scale: float | None,
     qk_channels: int | None,
 ) -> Settings:
-    """Check the arguments of :class:`Xvolution2d` against each other.
+    """Check the arguments of :class:`Xvolution2d` against each other, and complete them.
 
     Raises:
         ValueError: If the layer cannot honour one of them.
     """
-    side, step = _square("kernel_size", kernel_size), _square("stride", stride)
-    spread = _square("dilation", dilation)
+    side, spread = _square("kernel_size", kernel_size), _square("dilation", dilation)
     near = side if attention_kernel_size is None else attention_kernel_size
-    far = spread if attention_dilation is None else attention_dilation
-    for name, value in (
-        ("in_channels", in_channels),
-        ("out_channels", out_channels),
-        ("stride", step),
-        ("dilation", spread),
-        ("groups", groups),
-        ("attention_dilation", far),
-    ):
-        _checks.check_positive(name, value)
-    _checks.check_positive("kernel_size", side, odd=True)
-    _checks.check_positive("attention_kernel_size", near, odd=True)
-    _checks.check_divides("groups", groups, "in_channels", in_channels)
-    _checks.check_divides("groups", groups, "out_channels", out_channels)
-    _checks.check_one_of("branches", branches, BRANCHES)
-    _check_padding(padding, padding_mode, spread * (side - 1) // 2)
-    if not callable(attention):
-        _checks.check_one_of("attention", attention, KINDS)
-    _check_attention(attention, offsets, attention_kernel_size, normalize, scale, qk_channels)
-    if heads is not None:
-        _checks.check_positive("heads", heads)
-        _checks.check_divides("heads", heads, "out_channels", out_channels)
-    if qk_channels is not None:
-        _checks.check_positive("qk_channels", qk_channels)
-        _checks.check_divides("heads", heads or 1, "qk_channels", qk_channels)
-    return Settings(
+    made = Settings(
         in_channels,
         out_channels,
         side,
-        step,
+        _square("stride", stride),
         spread,
         groups,
         bias,
@@ -123,12 +97,33 @@ def settings_of(
         attention,
         branches,
         near,
-        far,
+        spread if attention_dilation is None else attention_dilation,
         None if offsets is None else flat_offsets(offsets, near),
         normalize or ("softmax" if attention == "sa" else "none"),
         scale,
         qk_channels,
     )
+    _check_numbers(made)
+    _check_padding(padding, padding_mode, made.padding)
+    _check_attention(attention, offsets, attention_kernel_size, normalize, scale, qk_channels)
+    return made
+
+
+def _check_numbers(made: Settings) -> None:
+    for name in ("in_channels", "out_channels", "stride", "dilation", "groups"):
+        _checks.check_positive(name, getattr(made, name))
+    _checks.check_positive("kernel_size", made.kernel_size, odd=True)
+    _checks.check_positive("attention_kernel_size", made.attention_kernel_size, odd=True)
+    _checks.check_positive("attention_dilation", made.attention_dilation)
+    _checks.check_divides("groups", made.groups, "in_channels", made.in_channels)
+    _checks.check_divides("groups", made.groups, "out_channels", made.out_channels)
+    _checks.check_one_of("branches", made.branches, BRANCHES)
+    if made.heads is not None:
+        _checks.check_positive("heads", made.heads)
+        _checks.check_divides("heads", made.heads, "out_channels", made.out_channels)
+    if made.qk_channels is not None:
+        _checks.check_positive("qk_channels", made.qk_channels)
+        _checks.check_divides("heads", made.heads or 1, "qk_channels", made.qk_channels)
 
 
 def _square(name: str, value: Pair) -> int:
@@ -148,10 +143,11 @@ def _check_padding(padding: str | Pair, padding_mode: str, needed: int) -> None:
             f"padding_mode must be 'zeros', got {padding_mode!r}: attention has no pixels outside "
             f"the image to look at, so convolution and attention would not fold into one"
         )
-    given = {"same": (needed, needed), "valid": (0, 0)}.get(padding) if (
-        isinstance(padding, str)
-    ) else ((padding, padding) if isinstance(padding, int) else tuple(padding))  # fmt: skip
-    if given != (needed, needed):
+    if isinstance(padding, str):
+        given = {"same": (needed, needed), "valid": (0, 0)}.get(padding)
+    else:
+        given = (padding, padding) if isinstance(padding, int) else padding
+    if given is None or tuple(given) != (needed, needed):
         raise ValueError(
             f"padding must be 'same' or dilation * (kernel_size - 1) // 2 = {needed} on every "
             f"side, got {padding!r}"
@@ -166,7 +162,9 @@ def _check_attention(
     scale: float | None,
     qk_channels: int | None,
 ) -> None:
-    """Raise for settings that this kind of attention would ignore."""
+    """Raise for settings that this kind of attention does not know, or would ignore."""
+    if not callable(attention):
+        _checks.check_one_of("attention", attention, KINDS)
     if normalize is not None:
         _checks.check_one_of("normalize", normalize, ("none", "softmax"))
     if offsets is not None and kernel_size is not None:
