@@ -107,6 +107,9 @@ class TestLayer:
         want = by_definition(layer, x, position.weight if with_table else None)
         assert_close(got, want, atol=1e-11, rtol=1e-11)
         assert got.shape == x.shape
+        with torch.no_grad():  # where other kernels run
+            again = layer(x, position if with_table else None)
+        assert_close(again, want, atol=1e-11, rtol=1e-11)
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "half"])
     def test_layout_follows_the_input(self, layout):
