@@ -257,6 +257,7 @@ class TestArguments:
             (((1, 4, 5, 5),) * 3, {"offsets": [(0, 1, 2)]}, "offsets must be pairs of integers"),
             (((1, 4, 5, 5),) * 3, {"offsets": [(0, 0.5)]}, "offsets must be pairs of integers"),
             (((1, 4, 5, 5),) * 3, {"offsets": [0, 1, 2]}, "offsets must be pairs .*, or all flat"),
+            (((1, 4, 5, 5),) * 3, {"offsets": [0.5, 1]}, "offsets must be pairs of integers"),
             (((1, 4, 5, 5),) * 3, {"normalize": "l2"}, "normalize must be one of 'none', 'softm"),
         ],
     )

@@ -45,13 +45,14 @@ class Xvolution2d(XvolutionBase):
         bias: Give the convolution a bias.
         padding_mode: ``"zeros"``; no other can be honoured.
         heads: Groups of output channels that attend on their own. By default 1; for involution
-            as many as leave each at least 16 channels.
+            as many as leave each at least 16 channels. Your own attention has its own.
         attention: ``"pssa"``, pixel shift self-attention; ``"involution"``, weights generated
             from each pixel; ``"sa"``, global self-attention, which does not fold; or a function
             ``(in_channels, out_channels, stride)`` that makes a module of that shape, which folds
             if it has ``offsets``, ``value`` and ``kernel()`` as :class:`PSSA` has.
         branches: ``"both"``, or ``"conv"`` or ``"attention"`` alone, to see what each is worth.
-        attention_kernel_size: Side of the attention's window; ``kernel_size`` by default.
+        attention_kernel_size: Side of the attention's window; ``kernel_size`` by default. Of no
+            effect on global attention and your own, as the next.
         attention_dilation: Step between its taps; ``dilation`` by default.
         offsets: Where the attention looks instead, see :func:`volution.ops.pssa2d`.
         normalize: ``"none"`` or ``"softmax"``, see :func:`volution.ops.pssa2d`. By default

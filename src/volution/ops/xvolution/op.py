@@ -123,14 +123,14 @@ def flat_offsets(offsets: Offsets | None, kernel_size: int, dilation: int = 1) -
     """
     if offsets is None:
         return window_offsets(kernel_size, dilation)
-    listed = tuple(x if isinstance(x, int) else tuple(x) for x in offsets)
+    listed = tuple(tuple(x) if isinstance(x, Sequence) else x for x in offsets)
     # Dynamo looks through caches, with a warning.
     return _flat(listed) if torch.compiler.is_compiling() else _cached_flat(listed)
 
 
 def _flat(listed: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
     pairs: list[tuple[int, ...]] = [x for x in listed if isinstance(x, tuple)]
-    numbers = [x for x in listed if isinstance(x, int)]
+    numbers = [x for x in listed if not isinstance(x, tuple)]
     if numbers and not pairs and len(numbers) % 2 == 0:
         pairs = list(zip(numbers[0::2], numbers[1::2], strict=True))
     elif numbers:

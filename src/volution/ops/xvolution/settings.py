@@ -42,7 +42,7 @@ class Settings:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the layer that these are the settings of."""
-        found = dataclasses.asdict(self)
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.offsets is not None:
             found["attention_kernel_size"] = None
         return found
