@@ -28,6 +28,7 @@ torch.fx.wrap("add_scaled")
 torch.fx.wrap("depthwise_conv2d")
 torch.fx.wrap("scale_and_shift")
 torch.fx.wrap("join")
+torch.fx.wrap("run_layer")
 
 
 class LayerScale(nn.Module):
@@ -125,9 +126,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, position: PositionTable | None = None) -> Tensor:
         x = depthwise_conv2d(x, self.pos_embed.weight, self.pos_embed.bias, shortcut=True)
-        y = self.layer_scale_1(self.token_mixer(self.norm1(x), position))
+        y = self.layer_scale_1(run_layer(self.token_mixer, self.norm1(x), position))
         x = add_scaled(x, self.drop_path(y), None)
-        y = self.layer_scale_2(self.mlp(self.norm2(x)))
+        y = self.layer_scale_2(run_layer(self.mlp, self.norm2(x)))
         return add_scaled(x, self.drop_path(y), None)
 
     def fuse(self) -> Block | FusedBlock:
@@ -184,6 +185,14 @@ class FusedBlock(nn.Module):
         mixed = self.token_mixer.mix(self.norm1(x), position)
         x = self.token_mixer.proj.branch(mixed, join(x, mixed, self.shortcut))
         return self.mlp(self.norm2(x), x)  # type: ignore[no-any-return]
+
+
+def run_layer(layer: nn.Module, *inputs: Any) -> Tensor:
+    """Call a layer that takes other ways in training than in evaluation.
+
+    Feature extractors trace a network in both modes, and want the same calls in both.
+    """
+    return layer(*inputs)  # type: ignore[no-any-return]
 
 
 def _fold_last(layers: nn.Sequential, index: int, scale: LayerScale) -> None:
