@@ -56,8 +56,8 @@ class XvolutionResNet(Pyramid):
         heads: Groups of channels with attention of their own; they divide the channels inside
             the blocks.
         normalize: ``"none"`` or ``"softmax"``, see :func:`volution.ops.pssa2d`; by default the
-            paper's ``"none"``, and ``"softmax"`` for ``"sa"``. ``"none"`` is of third degree in each
-            layer: images far brighter than those of training can overflow.
+            paper's ``"none"``, and ``"softmax"`` for ``"sa"``. ``"none"`` is of third degree
+            in each layer: images far brighter than those of training can overflow.
         branches: ``"both"``, or ``"conv"`` or ``"attention"`` alone, to tell what each adds.
         num_classes: Classes of the classifier; 0 leaves it out.
         in_chans: Channels of the image.
