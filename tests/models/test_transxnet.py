@@ -18,7 +18,8 @@ from torchvision.ops import FrozenBatchNorm2d
 import volution
 from volution.models import TransXNet, load_official
 from volution.models._patch_embed import PatchEmbed
-from volution.models._transxnet_layers import Block, FusedBlock, LayerScale, StageTable
+from volution.models._transxnet_layers import Block, FusedBlock, LayerScale
+from volution.models._transxnet_stage import StageTable
 from volution.ops import DMixer, IDConv, PositionTable
 
 DTYPES = [torch.float64, torch.float32]

@@ -23,6 +23,7 @@ from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from volution.models._head import NormPoolHead
 from volution.models._patch_embed import PatchEmbed
 from volution.models._pyramid import Pyramid
 from volution.models._stages import (
@@ -31,13 +32,8 @@ from volution.models._stages import (
     drop_path_rates,
     match_stages,
 )
-from volution.models._transxnet_layers import (
-    Block,
-    LayerScale,
-    NormPoolHead,
-    Stage,
-    StageTable,
-)
+from volution.models._transxnet_layers import Block, LayerScale
+from volution.models._transxnet_stage import Stage, StageTable
 from volution.models.official import checkpoint_filter_fn
 from volution.ops import IDConv
 from volution.ops._shared.layout import strided
