@@ -9,7 +9,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from volution import deploy, ops
-from volution.deploy.windows import correlate_windows, gather_windows, window_ops
+from volution.deploy.windows import correlate_windows, dynamic_rows, gather_windows, window_ops
 from volution.ops.xvolution.static_dynamic import static_dynamic_conv2d
 
 # torch's own exporter, in words of its own, about what it does inside.
@@ -61,6 +61,21 @@ def test_windows_compute_static_and_dynamic_kernels(given, stride, offsets):
     with window_ops():
         found = static_dynamic_conv2d(x, kernel, offsets, **rest)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_rows_compute_kernels_of_each_images_own(size, dilation, stride):
+    x = torch.randn(2, 3, 9, 10, dtype=torch.float64)
+    kernel = torch.randn(2, 3, size, size, dtype=torch.float64)
+    steps = {"stride": stride, "dilation": dilation}
+    for bias in (None, torch.randn(2, 3, dtype=torch.float64)):
+        expected = ops.dynamic_depthwise_conv2d(x, kernel, bias, **steps)
+        torch.testing.assert_close(dynamic_rows(x, kernel, bias, **steps), expected)
+        with window_ops():
+            found = ops.dynamic_depthwise_conv2d(x, kernel, bias, **steps)
+        torch.testing.assert_close(found, expected)
 
 
 def test_other_neighbourhoods_stay_with_the_reference():
@@ -154,6 +169,17 @@ def check_any_size(net, exported, folder, sizes):
         assert check.passed, check
         assert check.tolerance == 1e-4
         assert check.scale > 0.1
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_transxnet_for_any_size_and_number(fused, tmp_path):
+    """Its tables are resized for each size; at their default of zero that would not show."""
+    options = {"widths": (8, 16, 32, 64), "depths": (1, 1, 1, 1), "num_classes": 3}
+    net = liven(timm.create_model("transxnet_t", image_size=64, **options))
+    for stage in (net.stage1, net.stage2, net.stage3, net.stage4):
+        torch.nn.init.normal_(stage.position.weight)
+    exported = net.fuse() if fused else net
+    check_any_size(net, exported, tmp_path, ((2, 64, 64), (3, 75, 41), (1, 32, 120)))
 
 
 @pytest.mark.parametrize("folded", [False, True])

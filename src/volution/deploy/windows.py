@@ -10,13 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from volution.ops import _library, reference_ops
+from volution.ops._shared.layout import strided
 from volution.ops._shared.neighbourhood import reference
+from volution.ops.dmixer import reference as dmixer
 
-__all__ = ["correlate_windows", "gather_windows", "static_dynamic_windows", "window_ops"]
+__all__ = [
+    "correlate_windows",
+    "dynamic_rows",
+    "gather_windows",
+    "static_dynamic_windows",
+    "window_ops",
+]
 
 
 @contextmanager
@@ -27,8 +36,13 @@ def window_ops() -> Iterator[None]:
         "correlate": _correlate,
         "static_dynamic_conv2d": static_dynamic_windows,
     }
-    with _library.other_references(forms), reference_ops():
-        yield
+    # No operator of its own in the dispatcher, so its reference is exchanged where it lies.
+    shifted, dmixer.dynamic_depthwise_conv2d = dmixer.dynamic_depthwise_conv2d, dynamic_rows
+    try:
+        with _library.other_references(forms), reference_ops():
+            yield
+    finally:
+        dmixer.dynamic_depthwise_conv2d = shifted
 
 
 def gather_windows(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
@@ -79,6 +93,33 @@ def static_dynamic_windows(
     if bias is not None:
         out = out + bias[:, None, None]
     return out if residual is None else out + residual
+
+
+def dynamic_rows(
+    input: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+) -> Tensor:
+    """Compute :func:`volution.ops.dynamic_depthwise_conv2d`, for a column of taps at a time.
+
+    The map is stacked ``K`` times, shifted by rows. Sizes and the number of images may be symbols.
+    """
+    side = kernel.shape[2]
+    margin = dilation * (side // 2)
+    padded = F.pad(input, [margin] * 4)
+    # From the first pixel of a shifted map to its last, in steps of the stride.
+    rows, columns = (stride * (strided(size, stride) - 1) + 1 for size in input.shape[2:])
+    first = [dilation * tap for tap in range(side)]
+    stacked = torch.stack([padded[:, :, at : at + rows : stride] for at in first], 2)
+    terms = [
+        (stacked[..., at : at + columns : stride] * kernel[..., tap, None, None]).sum(2)
+        for tap, at in enumerate(first)
+    ]
+    out = sum(terms[1:], terms[0])
+    return out if bias is None else out + bias[:, :, None, None]
 
 
 def _gather(input: Tensor, kernel: Tensor, offsets: Sequence[int], stride: int) -> Tensor:
