@@ -185,6 +185,12 @@ class TestRun:
         assert main(["bench", "ops", "--quick", "--only=windmill"]) == 2
         assert "the name of no case contains 'windmill'" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(("quick", "size"), [(True, (160, 224)), (False, (800, 1344))])
+    def test_networks_are_followed_by_large_images(self, quick, size, monkeypatch):
+        monkeypatch.setattr(networks, "measure", lambda device, **settings: [settings["size"]])
+        monkeypatch.setattr(large_images, "measure", lambda device, **settings: [settings["size"]])
+        assert list(bench.measure_models("cpu", quick=quick)) == [64 if quick else 224, size]
+
     def test_what_is_named(self):
         with pytest.raises(ValueError, match="what must be ops or models, got 'speed'"):
             bench.run("speed")
