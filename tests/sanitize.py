@@ -142,6 +142,34 @@ def depthwise(library, rng, draw):
     call(library, name, code, sizes, [], operands, result)
 
 
+def static_dynamic(library, rng, draw):
+    """One problem of the convolution with a static and a dynamic kernel."""
+    code, threads = draw.choice((0, 0, 1, 1, 2)), draw.choice((1, 2, 3))
+    # Python takes another way where groups do not fill the narrowest vectors.
+    least = (4, 8, 2)[code]
+    n, groups = draw.choice((0, 1, 2)), draw.choice((1, 2, 3))
+    channels = groups * least * draw.choice((1, 2, 3, 4, 8, 9))
+    height, across, stride = draw.randint(1, 16), draw.randint(1, 16), draw.choice((1, 1, 1, 2, 3))
+    side, dilation = draw.choice((0, 1, 3, 3, 5, 7, 9)), draw.choice((1, 1, 2, 5))
+    window = side if side and draw.random() < 0.5 else draw.choice((3, 5, 7, 9))
+    reach = [i - window // 2 for i in range(window)]
+    offsets = [step for row in reach for column in reach for step in (row, column)]
+    if draw.random() < 0.3:
+        offsets = [draw.randint(-20, 20) for _ in range(2 * draw.randint(1, 21))]
+    taps = len(offsets) // 2
+    h, w = -(-height // stride), -(-across // stride)
+    full = a_map(rng, code, n, height, across, channels, False)
+    small = a_map(rng, code, n, h, w, channels, True)
+    kernel = a_map(rng, code, n, h, w, groups * taps, False)
+    residual = a_map(rng, code, n, h, w, channels, False) if draw.random() < 0.5 else None
+    rows = filled(rng, code, (side * side + 2, channels))
+    sizes = [code, threads, n, channels, height, across, groups, taps, h, w, stride]
+    sizes += steps(full) + steps(small) + steps(kernel) + [side, dilation]
+    sizes += [0, 0, 0, 0] if residual is None else [1, *steps(residual)]
+    operands = (full, kernel, rows, residual)
+    call(library, "static_dynamic_conv2d", code, sizes, offsets, operands, small)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("library")
@@ -156,7 +184,7 @@ def main():
             continue
         rng, draw = np.random.default_rng(arguments.seed), random.Random(arguments.seed)
         for _ in range(arguments.count):
-            draw.choice((neighbourhood, depthwise))(library, rng, draw)
+            draw.choice((neighbourhood, depthwise, static_dynamic))(library, rng, draw)
         sys.stdout.write(f"{isa.decode()}: {arguments.count} problems, no finding\n")
         sys.stdout.flush()
 

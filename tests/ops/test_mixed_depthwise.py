@@ -10,7 +10,7 @@ from implementations import DTYPES, IMPLEMENTATIONS, force, identify, supports
 from op_contract import OpContract
 
 from volution.ops import depthwise_conv2d, mixed_depthwise_conv2d
-from volution.ops._shared.depthwise import mixed
+from volution.ops._shared.depthwise import mixed_slices
 
 CONV = torch.ops.volution.mixed_depthwise_conv2d.default
 INPUT = torch.ops.volution.mixed_depthwise_conv2d_input.default
@@ -96,7 +96,7 @@ class TestConv(Mixed):
         )
 
     def expected(self, case, *operands):
-        return mixed._reference_conv(*operands, *case.cut, case.gelu, case.shortcut)
+        return mixed_slices.reference_conv(*operands, *case.cut, case.gelu, case.shortcut)
 
     def registered(self, case, *operands):
         return CONV, (*operands, *case.cut, case.gelu, case.shortcut)
@@ -115,7 +115,7 @@ class TestInput(Mixed):
         return INPUT(*operands, *case.cut, case.shortcut)
 
     def expected(self, case, *operands):
-        return mixed._reference_input(*operands, *case.cut, case.shortcut)
+        return mixed_slices.reference_input(*operands, *case.cut, case.shortcut)
 
     def registered(self, case, *operands):
         return INPUT, (*operands, *case.cut, case.shortcut)
@@ -137,7 +137,7 @@ class TestWeight(Mixed):
         return WEIGHT(*operands, *case.cut)
 
     def expected(self, case, *operands):
-        return mixed._reference_weight(*operands, *case.cut)
+        return mixed_slices.reference_weight(*operands, *case.cut)
 
     def registered(self, case, *operands):
         return WEIGHT, (*operands, *case.cut)

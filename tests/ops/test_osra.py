@@ -202,7 +202,6 @@ class TestFolding:
         fused = layer.fuse()
         assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
         assert fused.scale == 1
-        assert not fused.shortcut
         assert len([m for m in fused.modules() if isinstance(m, nn.Conv2d)]) == 5
 
     def test_a_norm_in_training_is_refused(self):

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from volution.ops import _checks, _library
+from volution.ops._shared.batching import one_by_one
 from volution.ops.dmixer.bicubic import bicubic_matrix
 from volution.ops.dmixer.position import PositionTable
 from volution.ops.dmixer.tiles import attention_grads, tiled_attention, tiles
@@ -236,21 +237,6 @@ def _tangents(plain: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
     return rule
 
 
-def _one_by_one(name: str) -> Callable[..., tuple[Tensor, int]]:
-    """Return a batching rule that takes one problem after the other."""
-
-    def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        operator = getattr(torch.ops.volution, name)
-
-        def problem(i: int) -> list[Any]:
-            pairs = zip(args, in_dims, strict=True)
-            return [x if dim is None else x.select(dim, i) for x, dim in pairs]
-
-        return torch.stack([operator(*problem(i)) for i in range(info.batch_size)]), 0
-
-    return rule
-
-
 def _flops(q: Any, k: Any, *_: Any, products: int = 2, **__: Any) -> int:
     n, heads, queries, width = q
     return 2 * products * n * heads * queries * k[2] * width  # type: ignore[no-any-return]
@@ -269,7 +255,7 @@ _ATTENTION = _library.register(
     flops=_flops,
     tensors=4,
     tangents=_tangents(_plain_attention),
-    vmap=_one_by_one("biased_attention"),
+    vmap=one_by_one("biased_attention"),
 )
 _GRADS = _library.register(
     "biased_attention_grads(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? rows, "
@@ -281,5 +267,5 @@ _GRADS = _library.register(
     flops=_flops_grads,
     tensors=5,
     tangents=_tangents(_plain_grads),
-    vmap=_one_by_one("biased_attention_grads"),
+    vmap=one_by_one("biased_attention_grads"),
 )

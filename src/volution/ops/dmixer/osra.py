@@ -92,7 +92,6 @@ class OSRA(nn.Module):
         self.sr_ratio = sr_ratio
         self.attn_drop = attn_drop
         self.scale = (dim // num_heads) ** -0.5
-        self.shortcut = True
         self.q = nn.Conv2d(dim, dim, 1, **where)
         self.kv = nn.Conv2d(dim, 2 * dim, 1, **where)
         self.sr = nn.Sequential()
@@ -104,7 +103,7 @@ class OSRA(nn.Module):
     def forward(self, x: Tensor, position: PositionTable | None = None) -> Tensor:
         reduced = self.sr(x)
         weight, bias = self.local_conv.weight, self.local_conv.bias
-        reduced = depthwise_conv2d(reduced, weight, bias, shortcut=self.shortcut)
+        reduced = depthwise_conv2d(reduced, weight, bias, shortcut=True)
         dropout = self.attn_drop if self.training else 0.0
         return attend(
             _project(x, self.q),
@@ -117,7 +116,7 @@ class OSRA(nn.Module):
         )
 
     def fuse(self) -> OSRA:
-        """Return a copy without norms, scale and shortcut: folded into its convolutions.
+        """Return a copy whose norms and scale are folded into its convolutions.
 
         Raises:
             ValueError: If a norm is in training mode.
@@ -129,10 +128,6 @@ class OSRA(nn.Module):
         dim = self.q.out_channels
         fused.q = with_affine_output(self.q, torch.full((dim,), self.scale, dtype=torch.float64))
         fused.scale = 1.0
-        if self.shortcut:
-            with torch.no_grad():
-                fused.local_conv.weight[:, :, 1, 1] += 1
-            fused.shortcut = False
         return fused
 
     def extra_repr(self) -> str:

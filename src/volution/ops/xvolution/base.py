@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from volution.ops.xvolution.settings import Attention, Pair, Settings, settings_
 # What the attention adds to the convolution at the start, in standard deviations: the room's README
 # has what other numbers did to training.
 _FIRST_SHARE = 0.1
+
+
+Layer = TypeVar("Layer", bound="XvolutionBase")
 
 
 class XvolutionBase(nn.Module):
@@ -82,7 +85,7 @@ class XvolutionBase(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def from_settings(cls, settings: Settings, **where: Any) -> Self:
+    def from_settings(cls: type[Layer], settings: Settings, **where: Any) -> Layer:
         """Return a layer of checked and completed arguments."""
         return cls(**settings.arguments(), **where)
 

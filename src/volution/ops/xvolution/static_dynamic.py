@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from volution.ops import _checks, _library, _native
+from volution.ops._shared.batching import one_by_one
 from volution.ops._shared.depthwise import depthwise_conv2d
 from volution.ops._shared.depthwise import reference as depthwise_reference
 from volution.ops._shared.layout import (
@@ -241,15 +242,6 @@ def _tangents(
     return parts if d_residual is None else [*parts, d_residual]
 
 
-def _vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-    """Take one problem after the other: what the images share differs between problems."""
-    results = []
-    for i in range(info.batch_size):
-        pairs = zip(args, in_dims, strict=True)
-        results.append(_OPERATOR(*(x.select(d, i) if isinstance(d, int) else x for x, d in pairs)))
-    return torch.stack(results), 0
-
-
 def _flops(input: Sequence[int], kernel: Sequence[int], weight: Any, *_: Any, **__: Any) -> int:
     """Count a multiplication and an addition per channel, tap and output pixel."""
     taps = kernel[2] + (0 if weight is None else weight[2] * weight[3])
@@ -269,5 +261,5 @@ _OPERATOR: Callable[..., Tensor] = _library.register(
     flops=_flops,
     tensors=6,
     tangents=_tangents,
-    vmap=_vmap,
+    vmap=one_by_one("static_dynamic_conv2d"),
 )

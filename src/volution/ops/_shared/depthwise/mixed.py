@@ -7,15 +7,16 @@ convolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from volution.ops import _checks, _library, _native
-from volution.ops._shared.depthwise import native, reference
-from volution.ops._shared.layout import empty_map, format_of
+from volution.ops._shared.batching import one_by_one
+from volution.ops._shared.depthwise import mixed_slices
+from volution.ops._shared.layout import empty_map
 
 _TRITON = "volution.ops._shared.depthwise.mixed_triton"
 
@@ -166,123 +167,6 @@ def _check_weight(
     _check_cut("input", input, channels, sides)
 
 
-def _slices(
-    weight: Tensor | None, channels: Sequence[int], sides: Sequence[int]
-) -> Iterator[tuple[int, int, int, Any]]:
-    """Yield the first channel, channels, side and kernels ``(1, C_i, K_i, K_i)`` of each slice."""
-    first = tap = 0
-    for count, side in zip(channels, sides, strict=True):
-        taps = count * side * side
-        if count:
-            kernel = None
-            if weight is not None:
-                kernel = weight.narrow(0, tap, taps).view(1, count, side, side)
-            yield first, count, side, kernel
-        first, tap = first + count, tap + taps
-
-
-def conv_by(
-    conv: Callable[..., Tensor],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    channels: Sequence[int],
-    sides: Sequence[int],
-    gelu: bool,
-    shortcut: bool,
-) -> Tensor:
-    """Run a convolution that writes into ``out`` on every slice."""
-    out = empty_map(input, tuple(input.shape))
-    for first, count, _, kernel in _slices(weight, channels, sides):
-        part, result = (x.narrow(1, first, count) for x in (input, out))
-        own = None if bias is None else bias.narrow(0, first, count)[None]
-        conv(part, kernel, own, None, 1, 1, 1.0, gelu, shortcut, out=result)
-    return out
-
-
-def input_by(
-    transposed: Callable[..., Tensor],
-    grad: Tensor,
-    weight: Tensor,
-    channels: Sequence[int],
-    sides: Sequence[int],
-    shortcut: bool,
-) -> Tensor:
-    """Run a transposed convolution that writes into ``out`` on every slice."""
-    out = empty_map(grad, tuple(grad.shape))
-    for first, count, _, kernel in _slices(weight, channels, sides):
-        part, result = (x.narrow(1, first, count) for x in (grad, out))
-        transposed(part, kernel, grad.shape[2:], 1, 1, shortcut, out=result)
-    return out
-
-
-def weight_by(
-    compare: Callable[..., Tensor],
-    grad: Tensor,
-    input: Tensor,
-    channels: Sequence[int],
-    sides: Sequence[int],
-) -> Tensor:
-    """Run the gradient of the kernels on every slice."""
-    parts = [grad.new_empty(0)]
-    for first, count, side, _ in _slices(None, channels, sides):
-        pair = (x.narrow(1, first, count) for x in (grad, input))
-        parts.append(compare(*pair, 1, side, 1, 1).flatten())
-    return torch.cat(parts)
-
-
-def _reference_conv(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    channels: Sequence[int],
-    sides: Sequence[int],
-    gelu: bool,
-    shortcut: bool,
-) -> Tensor:
-    """Cut, filter each slice, join."""
-    parts = [
-        reference.depthwise_conv2d(
-            input.narrow(1, first, count),
-            kernel,
-            None if bias is None else bias.narrow(0, first, count)[None],
-            None,
-            *(1, 1, 1.0, gelu, shortcut),
-        )
-        for first, count, _, kernel in _slices(weight, channels, sides)
-    ]
-    return torch.cat(parts, 1).contiguous(memory_format=format_of(input))
-
-
-def _reference_input(
-    grad: Tensor, weight: Tensor, channels: Sequence[int], sides: Sequence[int], shortcut: bool
-) -> Tensor:
-    size = grad.shape[2:]
-    parts = [
-        reference.depthwise_conv2d_input(grad.narrow(1, first, count), kernel, size, 1, 1, shortcut)
-        for first, count, _, kernel in _slices(weight, channels, sides)
-    ]
-    return torch.cat(parts, 1).contiguous(memory_format=format_of(grad))
-
-
-def _reference_weight(
-    grad: Tensor, input: Tensor, channels: Sequence[int], sides: Sequence[int]
-) -> Tensor:
-    return weight_by(reference.depthwise_conv2d_weight, grad, input, channels, sides)
-
-
-def _native_conv(*args: Any) -> Tensor:
-    return conv_by(native.depthwise_conv2d, *args)
-
-
-def _native_input(*args: Any) -> Tensor:
-    return input_by(native.depthwise_conv2d_input, *args)
-
-
-def _native_weight(*args: Any) -> Tensor:
-    return weight_by(native.depthwise_conv2d_weight, *args)
-
-
 def _fake_map(map: Tensor, *rest: Any) -> Tensor:
     return empty_map(map, tuple(map.shape))
 
@@ -385,21 +269,6 @@ def _tangents_input(
     return parts if d_weight is None else [*parts, _INPUT(grad, d_weight, *cut, False)]
 
 
-def _one_by_one(name: str) -> Callable[..., tuple[Tensor, int]]:
-    """Return a batching rule that takes one problem after the other."""
-
-    def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-        operator = getattr(torch.ops.volution, name)
-
-        def problem(i: int) -> list[Any]:
-            pairs = zip(args, in_dims, strict=True)
-            return [x if not isinstance(dim, int) else x.select(dim, i) for x, dim in pairs]
-
-        return torch.stack([operator(*problem(i)) for i in range(info.batch_size)]), 0
-
-    return rule
-
-
 def _flops(channels: Sequence[int], sides: Sequence[int], map: Sequence[int]) -> int:
     """Count a multiplication and an addition per channel, tap and pixel."""
     taps = sum(c * k * k for c, k in zip(channels, sides, strict=True))
@@ -418,8 +287,8 @@ _CONV = _library.register(
     "mixed_depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] channels, "
     "int[] sides, bool gelu, bool shortcut) -> Tensor",
     check=_check_conv,
-    reference=_reference_conv,
-    native=_native_conv,
+    reference=mixed_slices.reference_conv,
+    native=mixed_slices.native_conv,
     triton_module=_TRITON,
     native_dtypes=_native.DTYPES,
     fake=_fake_map,
@@ -427,32 +296,32 @@ _CONV = _library.register(
     flops=_flops_conv,
     tensors=3,
     tangents=_tangents_conv,
-    vmap=_one_by_one("mixed_depthwise_conv2d"),
+    vmap=one_by_one("mixed_depthwise_conv2d"),
 )
 _INPUT = _library.register(
     "mixed_depthwise_conv2d_input(Tensor grad, Tensor weight, int[] channels, int[] sides, "
     "bool shortcut) -> Tensor",
     check=_check_input,
-    reference=_reference_input,
-    native=_native_input,
+    reference=mixed_slices.reference_input,
+    native=mixed_slices.native_input,
     triton_module=_TRITON,
     native_dtypes=_native.DTYPES,
     fake=_fake_map,
     backward=_backward_input,
     flops=_flops_adjoint,
     tangents=_tangents_input,
-    vmap=_one_by_one("mixed_depthwise_conv2d_input"),
+    vmap=one_by_one("mixed_depthwise_conv2d_input"),
 )
 _WEIGHT = _library.register(
     "mixed_depthwise_conv2d_weight(Tensor grad, Tensor input, int[] channels, int[] sides) "
     "-> Tensor",
     check=_check_weight,
-    reference=_reference_weight,
-    native=_native_weight,
+    reference=mixed_slices.reference_weight,
+    native=mixed_slices.native_weight,
     triton_module=_TRITON,
     native_dtypes=_native.DTYPES,
     fake=_fake_weight,
     backward=_backward_weight,
     flops=_flops_adjoint,
-    vmap=_one_by_one("mixed_depthwise_conv2d_weight"),
+    vmap=one_by_one("mixed_depthwise_conv2d_weight"),
 )

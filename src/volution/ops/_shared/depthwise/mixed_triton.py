@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from volution.ops._shared.depthwise import triton_kernels
-from volution.ops._shared.depthwise.mixed import conv_by, input_by, weight_by
+from volution.ops._shared.depthwise.mixed_slices import conv_by, input_by, weight_by
 
 
 def mixed_depthwise_conv2d(*args: Any) -> Tensor:
