@@ -302,7 +302,8 @@ def wants_plain() -> bool:
     return _forced == "plain" or torch.compiler.is_exporting()
 
 
-def _autocasts(device: str) -> bool:
+def autocasts(device: str) -> bool:
+    """Return whether operands on a kind of device are cast now."""
     # The meta device, for one, has no autocast to ask about.
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
@@ -318,7 +319,7 @@ def runs_directly(tensor: Tensor) -> bool:
         or torch.compiler.is_compiling()
         or wants_plain()
         or type(tensor) not in (Tensor, torch.nn.Parameter)
-        or _autocasts(tensor.device.type)
+        or autocasts(tensor.device.type)
         or forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
@@ -331,7 +332,7 @@ def call(overload: Any, *args: Any) -> Tensor:
     if wants_plain():
         operator = _OPERATORS[overload._schema.name.removeprefix("volution::")]
         device = args[0].device.type
-        if _autocasts(device):
+        if autocasts(device):
             dtype, count = torch.get_autocast_dtype(device), operator.tensors
             args = (*(_cast(x, dtype) for x in args[:count]), *args[count:])
         operator.check(*args)

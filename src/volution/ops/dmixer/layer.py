@@ -23,6 +23,7 @@ from volution.ops.dmixer.osra import OSRA
 from volution.ops.dmixer.position import PositionTable
 
 # One call each in traced graphs, so that symbolic tracing does not stop at their choices.
+torch.fx.wrap("_halves")
 torch.fx.wrap("add_scaled")
 torch.fx.wrap("depthwise_conv2d")
 torch.fx.wrap("pointwise")
@@ -172,9 +173,8 @@ class DMixer(nn.Module):
 
     def mix(self, input: Tensor, position: PositionTable | None = None) -> Tensor:
         """Return both halves beside each other: what the enhancer gets."""
-        local = self.local_unit(input[:, : self.local_dim])
-        distant = self.global_unit(input[:, self.local_dim :], position)
-        return torch.cat([local, distant], 1)
+        near, far = _halves(input, self.local_dim)
+        return torch.cat([self.local_unit(near), self.global_unit(far, position)], 1)
 
     def fuse(self) -> DMixer:
         """Return a copy whose parts are folded.
@@ -186,3 +186,13 @@ class DMixer(nn.Module):
         for name, part in self.named_children():
             setattr(fused, name, part.fuse())  # type: ignore[operator]
         return fused
+
+
+def _halves(input: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    _checks.check_rank("input", input, "N, C, H, W")
+    if input.shape[1] != 2 * channels:
+        raise ValueError(
+            f"input must have dim = {2 * channels} channels, got {input.shape[1]} in shape "
+            f"{tuple(input.shape)}"
+        )
+    return input[:, :channels], input[:, channels:]

@@ -73,7 +73,7 @@ def dynamic_depthwise_conv2d(
     if _library.wants_plain():
         # A convolution with a group for each image would fix the batch in the exported graph.
         device = input.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):
+        if _library.autocasts(device):
             dtype = torch.get_autocast_dtype(device)
             input, kernel = input.to(dtype), kernel.to(dtype)
             bias = None if bias is None else bias.to(dtype)
@@ -103,9 +103,8 @@ def _check(input: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, dila
         _checks.check_rank("bias", bias, "N, C")
         _checks.check_size("bias", bias, (batch, channels), "N, C")
         given["bias"] = bias
-    # Under autocast the tensors may differ: they are cast. The meta device has none.
-    device = input.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    # Under autocast the tensors may differ: they are cast.
+    if not _library.autocasts(input.device.type):
         for name, tensor in given.items():
             _checks.check_same_kind(name, tensor, "input", input)
 

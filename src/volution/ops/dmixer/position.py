@@ -108,7 +108,7 @@ class PositionTable(nn.Module):
         if _same(keys, self.weight.shape[3]):
             return self.weight[0].to(dtype)
         device = self.weight.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if _library.autocasts(device):
             # In half precision the product would lose digits of the positions.
             with torch.autocast(device, enabled=False):
                 return _kept(self.weight, keys, dtype)

@@ -77,7 +77,7 @@ def global_filter2d(input: Tensor, complex_weight: Tensor, *, resize: bool = Tru
     """
     _check(input, complex_weight, resize)
     device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if _library.autocasts(device):
         with torch.autocast(device, enabled=False):
             return _filtered(input, complex_weight)
     return _filtered(input, complex_weight)

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from volution.ops import _checks
+from volution.ops import _checks, _library
 from volution.ops._shared.depthwise import depthwise_conv2d
 from volution.ops._shared.pointwise import pointwise
 
@@ -70,7 +70,7 @@ def gnconv2d(
     if not _in_float32(q):
         return _recursion(p, q, weights, biases, ends)
     device = q.device.type
-    autocast = torch.is_autocast_enabled(device)
+    autocast = _library.autocasts(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         out = _recursion(
             None if p is None else p.float(),
@@ -119,7 +119,7 @@ def _recursion(
 def _in_float32(q: Tensor) -> bool:
     """Return whether the products would otherwise be float16 numbers, at most 65504."""
     device = q.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if _library.autocasts(device):
         lowered = q.dtype != torch.float64
         return lowered and torch.get_autocast_dtype(device) == torch.float16
     return q.dtype == torch.float16

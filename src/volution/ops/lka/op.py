@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from volution.ops import _checks, _library
@@ -102,9 +101,8 @@ def _check(
     for name, bias in given.items():
         _checks.check_rank(name, bias, "C")
         _checks.check_size(name, bias, (channels,), "C")
-    # Under autocast the tensors may differ: each pass casts its own. The meta device has none.
-    device = input.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    # Under autocast the tensors may differ: each pass casts its own.
+    if not _library.autocasts(input.device.type):
         given |= {
             "local_weight": local_weight,
             "dilated_weight": dilated_weight,

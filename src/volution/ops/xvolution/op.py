@@ -176,9 +176,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, heads: int, stride: int, normalize: 
     _checks.check_size("k", k, (n, wide, height, width), "N, C_q, H, W")
     size = (n, wide, strided(height, stride), strided(width, stride))
     _checks.check_size("q", q, size, "N, C_q, ceil(H/stride), ceil(W/stride)")
-    # Under autocast they may differ: each pass casts its own. The meta device has none.
-    device = q.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    # Under autocast they may differ: each pass casts its own.
+    if not _library.autocasts(q.device.type):
         _checks.check_same_kind("k", k, "q", q)
         _checks.check_same_kind("v", v, "q", q)
 

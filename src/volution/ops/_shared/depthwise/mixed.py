@@ -100,7 +100,7 @@ def _check_slices(
     if total != input.shape[1]:
         raise ValueError(
             f"weights must have kernels for the C = {input.shape[1]} channels of input, got "
-            f"{' + '.join(str(weight.shape[0]) for weight in weights)} = {total}"
+            f"{total} in slices of {[weight.shape[0] for weight in weights]}"
         )
     if biases is None:
         return
