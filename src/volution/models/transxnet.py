@@ -211,7 +211,7 @@ def _cfg(size: int = 224, **changes: Any) -> dict[str, Any]:
         "first_conv": "stage1.downsample.proj",
         "classifier": "head.fc",
         # Their README states none.
-        "license": "unknown",
+        "license": "unknown",  # their repository states none
         "origin_url": "https://github.com/LMMMEng/TransXNet",
         "paper_name": "TransXNet: Learning Both Global and Local Dynamics with a Dual Dynamic "
         "Token Mixer for Visual Recognition",

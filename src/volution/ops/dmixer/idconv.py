@@ -1,6 +1,6 @@
 """Input-dependent depthwise convolution: each image mixes its own kernels from learned ones.
 
-Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet (Apache-2.0), where it is
+Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet, where it is
 called DynamicConv2d. Differences: one pass generates kernels and biases where that is the same
 function, pooling and mean are one product of matrices, and any size, known or not, can be exported.
 Parameters have the authors' names.

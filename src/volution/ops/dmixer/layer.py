@@ -1,6 +1,6 @@
 """The dual dynamic mixer and the squeezed token enhancer behind it.
 
-Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet (Apache-2.0), where the
+Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet, where the
 mixer is called HybridTokenMixer. Differences: activations and shortcuts are part of the pass
 before them, and both modules fold for inference. Parameters have the authors' names.
 """

@@ -1,6 +1,6 @@
 """The multi-scale feed-forward network: a wide map, filtered at four scales at once.
 
-Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet (Apache-2.0), where it is
+Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet, where it is
 called Mlp. Differences: the four convolutions, their shortcut and the activation are one pass, and
 large batches go through in parts where nothing is recorded. Parameters have the authors' names.
 """

@@ -1,6 +1,6 @@
 """Overlapping spatial-reduction attention as a module.
 
-Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet (Apache-2.0). Differences:
+Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet. Differences:
 memory bounded at any size, :meth:`OSRA.fuse`, no projection of the output that is never used.
 Parameters have the authors' names.
 """

@@ -1,6 +1,6 @@
 """The position table of an attention: a learned number for each pair of query and key.
 
-Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet (Apache-2.0). The authors
+Paper: https://arxiv.org/abs/2310.19380, authors' code: LMMMEng/TransXNet. The authors
 keep the tables as parameters of the network and resize them whole, in each block; the parameter
 here is the same tensor.
 """
