@@ -59,7 +59,7 @@ CASES = [
     Case("four-sizes", 2, 5, 6, (6, 4, 5, 4), (1, 3, 5, 7), bias=True, shortcut=True),
     Case("one-slice", 1, 4, 3, (5,), (3,)),
     Case("wider-than-image", 1, 2, 3, (4, 9), (11, 1), bias=True),
-    Case("whole-vectors", 2, 9, 8, (16, 48, 32, 16), (1, 3, 5, 7), bias=True, shortcut=True),
+    Case("whole-vectors", 1, 5, 6, (16, 48, 32, 16), (1, 3, 5, 7), bias=True, shortcut=True),
     Case("large-first", 1, 6, 9, (21, 8), (7, 3), shortcut=True),
     Case("a-channel-each", 2, 4, 5, (1, 1, 1, 1), (1, 3, 5, 7), bias=True, shortcut=True),
     Case("one-pixel", 3, 1, 1, (4, 4), (3, 5), bias=True),

@@ -139,7 +139,7 @@ class Block(nn.Module):
 
 
 class FusedBlock(nn.Module):
-    """A block of a TransXNet in evaluation: norms, scales and shortcuts folded where they can be.
+    """A block of a TransXNet in evaluation: norms and scales folded where they can be.
 
     The first scale s and shift t meet two summands, the map u of both halves and what the enhancer
     f makes of it: x + s (f(u) + u) + t. They fold into the last convolution of f, which leaves
@@ -161,8 +161,6 @@ class FusedBlock(nn.Module):
             first.weight.detach().flatten().clone(), first.weight.requires_grad
         )
         self.pos_embed = copy.deepcopy(block.pos_embed)
-        with torch.no_grad():
-            self.pos_embed.weight[:, :, 3, 3] += 1
         self.norm1 = copy.deepcopy(block.norm1)
         self.token_mixer = mixer
         _fold_last(mixer.proj, -2, first)
@@ -172,7 +170,7 @@ class FusedBlock(nn.Module):
         self.train(block.training)
 
     def forward(self, x: Tensor, position: PositionTable | None = None) -> Tensor:
-        x = depthwise_conv2d(x, self.pos_embed.weight, self.pos_embed.bias)
+        x = depthwise_conv2d(x, self.pos_embed.weight, self.pos_embed.bias, shortcut=True)
         mixed = self.token_mixer.mix(self.norm1(x), position)
         x = self.token_mixer.proj.branch(mixed, join(x, mixed, self.shortcut))
         return self.mlp(self.norm2(x), x)  # type: ignore[no-any-return]

@@ -58,6 +58,7 @@ def lka2d(
         product takes no pass and no memory of its own.
 
     Example:
+        >>> import torch
         >>> x, none = torch.full((1, 1, 7, 7), 2.0), None
         >>> box, one = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)
         >>> y = lka2d(x, box, none, box, none, one, none, dilation=2)
