@@ -15,7 +15,7 @@ from volution.bench.peers import unfold_pssa2d
 from volution.ops import Xvolution2d, pssa2d, window_offsets
 from volution.ops._shared.neighbourhood import reference
 
-CHANNELS, SIDE, HEADS = 64, 56, 4
+CHANNELS, SIDE, HEADS = 64, 56, 1
 """The map, which is as high as wide, and what of its channels attends together."""
 
 KERNEL_SIZES = (3, 7)

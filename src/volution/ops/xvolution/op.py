@@ -99,13 +99,14 @@ def pssa_kernel(
 ) -> Tensor:
     """Return the weights of :func:`pssa2d`, ``(N, heads, D, h, w)``, for checked arguments."""
     factor = (q.shape[1] // heads) ** -0.5 if scale is None else scale
-    # The smaller of the two tensors takes the factor.
-    late = 2 * heads * (len(offsets) // 2) <= q.shape[1]
+    # The smaller of the two tensors takes the factor; in its own memory it costs half.
+    in_place = _library.runs_directly(q)
+    late = heads * (len(offsets) // 2) <= q.shape[1] * (2 if in_place else 0.5)
     if factor != 1.0 and not late:
         q = q * factor
     kernel = correlate(q, k, offsets, heads, stride=stride)
     if factor != 1.0 and late:
-        kernel = kernel.mul_(factor) if _library.runs_directly(kernel) else kernel * factor
+        kernel = kernel.mul_(factor) if in_place else kernel * factor
     if normalize == "none":
         return kernel
     outside = ~_inside(offsets, stride, k, kernel)
