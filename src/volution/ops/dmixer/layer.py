@@ -18,15 +18,14 @@ from volution.ops._shared.depthwise import DepthwiseConv2d, depthwise_conv2d
 from volution.ops._shared.folding import fold_batch_norm, fold_batch_norm_before
 from volution.ops._shared.pointwise import add_scaled, pointwise
 from volution.ops.dmixer.idconv import IDConv
-from volution.ops.dmixer.norm import normalise
+from volution.ops.dmixer.norm import fixed, normalise
 from volution.ops.dmixer.osra import OSRA
 from volution.ops.dmixer.position import PositionTable
+from volution.ops.dmixer.recompute import pays, recompute
 
 # One call each in traced graphs, so that symbolic tracing does not stop at their choices.
 torch.fx.wrap("_halves")
-torch.fx.wrap("add_scaled")
-torch.fx.wrap("depthwise_conv2d")
-torch.fx.wrap("pointwise")
+torch.fx.wrap("enhance")
 
 
 class STE(nn.Sequential):
@@ -83,15 +82,8 @@ class STE(nn.Sequential):
 
     def branch(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Compute what the shortcut is added to, and add ``residual`` instead, if it is given."""
-        layers: list[Any] = list(self)
-        near, _, norm1, squeeze, _, norm2, expand, norm3 = layers
-        x = depthwise_conv2d(input, near.weight, near.bias, activation="gelu")
-        x = pointwise(normalise(norm1, x), squeeze.weight, squeeze.bias, activation="gelu")
-        x = normalise(norm2, x)
-        if isinstance(norm3, nn.Identity):
-            return pointwise(x, expand.weight, expand.bias, residual=residual)
-        x = normalise(norm3, pointwise(x, expand.weight, expand.bias))
-        return x if residual is None else add_scaled(residual, x, None)
+        near, _, norm1, squeeze, _, norm2, expand, norm3 = self
+        return enhance(input, residual, (near, squeeze, expand), (norm1, norm2, norm3))
 
     def fuse(self) -> STE:
         """Return a copy whose norms are folded into the 1 by 1 convolutions beside them.
@@ -196,3 +188,34 @@ def _halves(input: Tensor, channels: int) -> tuple[Tensor, Tensor]:
             f"{tuple(input.shape)}"
         )
     return input[:, :channels], input[:, channels:]
+
+
+def enhance(
+    input: Tensor,
+    residual: Tensor | None,
+    layers: tuple[Any, Any, Any],
+    norms: tuple[nn.Module, nn.Module, nn.Module],
+) -> Tensor:
+    """Run an :class:`STE`; keep nothing of it for the backward pass where that is worth it.
+
+    Args:
+        input: The map.
+        residual: What to add to the result, or None.
+        layers: The depthwise convolution and the two of 1 by 1.
+        norms: The norm behind each of them and its GELU; the last has none.
+    """
+    (near, squeeze, expand), (norm1, norm2, norm3) = layers, norms
+
+    def run(x: Tensor, residual: Tensor | None) -> Tensor:
+        x = depthwise_conv2d(x, near.weight, near.bias, activation="gelu")
+        x = pointwise(normalise(norm1, x), squeeze.weight, squeeze.bias, activation="gelu")
+        x = normalise(norm2, x)
+        if isinstance(norm3, nn.Identity):
+            return pointwise(x, expand.weight, expand.bias, residual=residual)
+        x = normalise(norm3, pointwise(x, expand.weight, expand.bias))
+        return x if residual is None else add_scaled(residual, x, None)
+
+    if not pays(input, input.shape[1], [*map(fixed, norms)]):
+        return run(input, residual)
+    made = recompute(lambda x: run(x, None), input)
+    return made if residual is None else made + residual

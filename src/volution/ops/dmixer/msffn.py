@@ -23,6 +23,7 @@ from volution.ops._shared.folding import (
 )
 from volution.ops._shared.pointwise import add_scaled, images_at_once, pointwise
 from volution.ops.dmixer.norm import ChannelAffine, apply_fixed, fixed
+from volution.ops.dmixer.recompute import pays, recompute
 
 # One call each in traced graphs, so that symbolic tracing does not stop at their choices.
 torch.fx.wrap("_plus")
@@ -194,9 +195,14 @@ def run_msffn(input: Tensor, residual: Tensor | None, layers: Any, norms: Sequen
 def _run(x: Tensor, residual: Tensor | None, layers: Any, norms: Sequence[Any]) -> Tensor:
     widen, weights, biases, narrow = layers
     first, second, last = norms
-    x = _normalised(first, pointwise(x, *widen, activation="gelu"))
-    x = mixed_depthwise_conv2d(x, weights, biases, shortcut=True, activation="gelu")
-    x = _normalised(second, x)
+
+    def widened(x: Tensor) -> Tensor:
+        x = _normalised(first, pointwise(x, *widen, activation="gelu"))
+        x = mixed_depthwise_conv2d(x, weights, biases, shortcut=True, activation="gelu")
+        return _normalised(second, x)
+
+    known = [norm if isinstance(norm, tuple) else None for norm in norms]
+    x = recompute(widened, x) if pays(x, widen[0].shape[0], known) else widened(x)
     if isinstance(last, tuple) and not last:
         return pointwise(x, *narrow, residual=residual)
     x = _normalised(last, pointwise(x, *narrow))
