@@ -6,23 +6,7 @@
  */
 #include "vector.h"
 
-/* The dynamic taps of `pixels` adjacent kernels, widened once for all channels of the group. */
-#if ELEMENT == 1
-ALWAYS_INLINE const float *V(own_taps)(const uint16_t *k, int64_t step, int64_t D, int pixels,
-                                       float *scratch, int64_t *scratch_step) {
-    for (int t = 0; t < pixels; t++)
-        for (int64_t tap = 0; tap < D; tap++) scratch[t * D + tap] = V(widen)(k[t * step + tap]);
-    *scratch_step = D;
-    return scratch;
-}
-#else
-ALWAYS_INLINE const V(acc) * V(own_taps)(const V(elem) * k, int64_t step, int64_t D, int pixels,
-                                         V(acc) * scratch, int64_t *scratch_step) {
-    (void)D, (void)pixels, (void)scratch;
-    *scratch_step = step;
-    return k;
-}
-#endif
+#include "_shared/neighbourhood/taps.h"
 
 ALWAYS_INLINE void V(load_units)(const V(elem) * from, V(vec) * to, const int R) {
 #pragma GCC unroll 4
@@ -196,7 +180,7 @@ static void V(combine_rows)(const static_dynamic *s, const V(elem) * x, const V(
                 const V(elem) *own = k + r * g->kernel.row + col * g->kernel.col + group * g->D;
                 prefetch_pixels(own + tile * g->kernel.col, g->kernel.col * sizeof *own,
                                 g->D * sizeof *own, tile, 0);
-                const V(acc) *taps = V(own_taps)(own, g->kernel.col, g->D, tile, scratch, &k_step);
+                const V(acc) *taps = V(taps)(own, g->kernel.col, g->D, tile, scratch, &k_step);
                 for (int64_t c = group * g->cg, stop = c + g->cg; c < stop;) {
                     if (tile == 1) {
                         V(combine_tile_last)(s, x + c, taps, k_step, y + c, n, c, r, col);
