@@ -13,6 +13,7 @@ from volution.ops import MSFFN, DepthwiseConv2d, DMixer, PositionTable, depthwis
 from volution.ops._library import runs_directly
 from volution.ops._shared.folding import with_affine_output
 from volution.ops._shared.pointwise import add_scaled
+from volution.ops.dmixer.norm import scale_and_shift
 
 # One call each in traced graphs, so that symbolic tracing does not stop at their choices.
 torch.fx.wrap("add_scaled")
@@ -52,20 +53,12 @@ class LayerScale(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim, **where))
 
     def forward(self, x: Tensor) -> Tensor:
-        return scale_and_shift(x, self.weight, self.bias)
+        return scale_and_shift(x, self.weight.flatten(), self.bias)
 
     def reset_parameters(self) -> None:
         """Set the scales to what they start from, the shifts to zero."""
         nn.init.constant_(self.weight, self.init_value)
         nn.init.zeros_(self.bias)
-
-
-def scale_and_shift(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply a :class:`LayerScale`, over ``x`` where nothing is recorded."""
-    scale, shift = weight.reshape(-1, 1, 1), bias[:, None, None]
-    if runs_directly(x):
-        return torch.addcmul(shift, x, scale, out=x)
-    return torch.addcmul(shift, x, scale)
 
 
 class Block(nn.Module):

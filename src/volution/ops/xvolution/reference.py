@@ -1,14 +1,18 @@
-"""Pixel shift self-attention in plain PyTorch, as its name says: shift, multiply, sum."""
+"""The operators of the room in plain PyTorch.
+
+Pixel shift self-attention does as its name says: shift, multiply, sum. The static and dynamic
+convolution is the sum of its parts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from volution.ops._shared.layout import accumulation_dtype
+from volution.ops._shared.layout import accumulation_dtype, format_of
 
 
 def pssa2d(
@@ -50,3 +54,32 @@ def shifted(map: Tensor, row: int, column: int, stride: int) -> Tensor:
     padded = F.pad(map, (left, max(0, column), above, max(0, row)))
     top, start = above + row, left + column
     return padded[..., top : top + height : stride, start : start + width : stride]
+
+
+def in_parts(
+    gather: Callable[..., Tensor],
+    convolve: Callable[..., Tensor],
+    input: Tensor,
+    kernel: Tensor,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    offsets: Sequence[int],
+    stride: int,
+    dilation: int,
+) -> Tensor:
+    """Compute ``static_dynamic_conv2d`` with any gather and depthwise convolution, and add."""
+    wide = accumulation_dtype(input.dtype)
+    x = input.to(wide)
+    out = gather(x, kernel.to(wide), offsets, stride)
+    if scale is not None:
+        out = out * scale.to(wide)[:, None, None]
+    if weight is not None:
+        rest = (None, None, stride, dilation, 1.0, False)
+        out = out + convolve(x, weight.to(wide), *rest)
+    if bias is not None:
+        out = out + bias.to(wide)[:, None, None]
+    if residual is not None:
+        out = out + residual.to(wide)
+    return out.to(input.dtype).contiguous(memory_format=format_of(input))

@@ -12,14 +12,10 @@ from volution.ops import _checks, _library, _native
 from volution.ops._shared.batching import one_by_one
 from volution.ops._shared.depthwise import depthwise_conv2d
 from volution.ops._shared.depthwise import reference as depthwise_reference
-from volution.ops._shared.layout import (
-    accumulation_dtype,
-    empty_map,
-    format_of,
-    strided,
-)
+from volution.ops._shared.layout import empty_map, strided
 from volution.ops._shared.neighbourhood import gather, reference
 from volution.ops.xvolution import static_dynamic_native as native
+from volution.ops.xvolution.reference import in_parts
 
 _TRITON = "volution.ops.xvolution.static_dynamic_triton"
 
@@ -143,31 +139,8 @@ def _check(
             _checks.check_same_kind(name, tensor, "input", input)
 
 
-def _reference(
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    offsets: Sequence[int],
-    stride: int,
-    dilation: int,
-) -> Tensor:
-    """Gather, convolve, add."""
-    wide = accumulation_dtype(input.dtype)
-    x = input.to(wide)
-    out = reference.gather(x, kernel.to(wide), offsets, stride)
-    if scale is not None:
-        out = out * scale.to(wide)[:, None, None]
-    if weight is not None:
-        rest = (None, None, stride, dilation, 1.0, False)
-        out = out + depthwise_reference.depthwise_conv2d(x, weight.to(wide), *rest)
-    if bias is not None:
-        out = out + bias.to(wide)[:, None, None]
-    if residual is not None:
-        out = out + residual.to(wide)
-    return out.to(input.dtype).contiguous(memory_format=format_of(input))
+def _reference(*args: Any) -> Tensor:
+    return in_parts(reference.gather, depthwise_reference.depthwise_conv2d, *args)
 
 
 def _fake(input: Tensor, kernel: Tensor, *rest: Any) -> Tensor:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from volution.ops import _native
 from volution.ops._shared.depthwise import native as depthwise
-from volution.ops._shared.layout import accumulation_dtype, as_map, empty_map, map_steps
+from volution.ops._shared.layout import as_map, empty_map, map_steps
 from volution.ops._shared.neighbourhood import native as neighbourhood
 from volution.ops._shared.neighbourhood.native import as_kernel, kernel_steps
+from volution.ops.xvolution.reference import in_parts
 
 # Bytes of the narrowest vectors; the channels of a group have to fill whole ones.
 _VECTOR = 16
@@ -32,7 +33,9 @@ def static_dynamic_conv2d(
     n, c, height, width = input.shape
     _, groups, taps, h, w = kernel.shape
     if c // groups * input.element_size() % _VECTOR:
-        return _composed(input, kernel, weight, scale, bias, residual, offsets, stride, dilation)
+        # Groups of channels that do not fill vectors.
+        given = (input, kernel, weight, scale, bias, residual, offsets, stride, dilation)
+        return in_parts(neighbourhood.gather, depthwise.depthwise_conv2d, *given)
     out = empty_map(input, (n, c, h, w))
     x, k, y = as_map(input), as_kernel(kernel), as_map(out)
     rest = None if residual is None else as_map(residual)
@@ -55,30 +58,3 @@ def _rows(
     factor = input.new_ones(1, c) if scale is None else scale[None]
     shift = input.new_zeros(1, c) if bias is None else bias[None]
     return torch.cat([*taps, factor, shift])
-
-
-def _composed(
-    input: Tensor,
-    kernel: Tensor,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    offsets: Sequence[int],
-    stride: int,
-    dilation: int,
-) -> Tensor:
-    """Gather, convolve, add: for groups of channels that do not fill vectors."""
-    wide = accumulation_dtype(input.dtype)
-    x = input.to(wide)
-    out = neighbourhood.gather(x, kernel.to(wide), offsets, stride)
-    if scale is not None:
-        out.mul_(scale[:, None, None])
-    if weight is not None:
-        rest = (None, None, stride, dilation, 1.0, False)
-        out.add_(depthwise.depthwise_conv2d(x, weight.to(wide), *rest))
-    if bias is not None:
-        out.add_(bias[:, None, None])
-    if residual is not None:
-        out.add_(residual)
-    return out.to(input.dtype)
