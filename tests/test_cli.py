@@ -13,7 +13,8 @@ import torch
 
 import volution
 from volution import hub, tasks
-from volution.cli import _parser, main
+from volution.cli import main
+from volution.cli.parser import build
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_the_readmes_commands_exist_and_take_these_words():
     lines = re.findall(r"^\$? ?volution (.+?)(?:  .*)?$", readme, flags=re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
-        _parser().parse_args(shlex.split(line))
+        build(shlex.split(line)[:1]).parse_args(shlex.split(line))
 
 
 def test_list(capsys):
@@ -228,7 +229,7 @@ def test_interruption(monkeypatch, capsys):
 def test_a_missing_extra_names_itself(colours, tmp_path):
     words = train_words(colours, tmp_path / "run")
     code = (
-        "import sys; sys.modules['lightning'] = None; from volution.cli import _parser, main; "
+        "import sys; sys.modules['lightning'] = None; from volution.cli import main; "
         f"sys.exit(main({words!r}))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import torch
 
 from volution._support.names import unknown
+from volution.train import checks
 
-__all__ = ["TrainConfig", "find_config", "read_config", "recipes", "write_config"]
+__all__ = ["PLACE", "TrainConfig", "find_config", "read_config", "recipes", "write_config"]
+
+PLACE = frozenset(
+    {"out", "workers", "device", "devices", "nodes", "strategy", "save_minutes", "save_steps"}
+    | {"keep", "check_data", "tensorboard", "wandb"}
+)
+"""Settings that say where and how carefully a run computes; a resumed run may change them."""
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -24,12 +29,16 @@ class TrainConfig:
 
     Args:
         model: Name of a network of volution or timm.
-        data: digits, or folder:PATH of images in class folders.
+        data: digits, a set of torchvision such as cifar10, folder:PATH of images in class folders,
+            wds:URLS of shards, or hf:NAME of a Hugging Face dataset.
         out: The run's folder; runs/MODEL-DATA if not given.
         epochs: Passes over the training images, warm-up and cool-down included.
-        batch_size: Images that go through the network at once.
+        batch_size: Images that go through the network at once, on all devices together.
         accumulate: Batches whose gradients are averaged for one step of the optimizer.
         lr: Learning rate after the warm-up.
+        lr_scaling: How lr follows the images per step, batch_size times accumulate: linear takes it
+            as the rate for lr_base_batch images, sqrt likewise by the square root, none as it is.
+        lr_base_batch: Images per step that lr is meant for, where lr_scaling is not none.
         optimizer: Name of an optimizer of timm; its sgd has Nesterov momentum.
         momentum: Momentum, for optimizers that have one.
         weight_decay: Strength of weight decay; norms and biases are left out of it.
@@ -55,10 +64,35 @@ class TrainConfig:
         model_args: Further arguments of the network, such as '{"global_pool": "max"}'.
         auto_augment: An augmentation policy of timm, such as rand-m9-mstd0.5-inc1.
         random_erasing: Probability of erasing a rectangle of a training image.
-        precision: 32 for float32; bf16 computes in bfloat16 where that is safe (autocast).
+        repeats: Times an image is seen in a row of epochs of the same length, each time varied
+            anew (repeated augmentation); 1 for none.
+        check_data: Read every image before training, once and for all, and list those that cannot
+            be read.
+        max_pixels: Images of more pixels are refused, unread.
+        teacher: A network to learn from besides the labels: a name of timm, whose published weights
+            are taken, or the file of a trained network with the same classes.
+        distill: What the teacher gives: its probabilities (soft) or its decision (hard).
+        distill_alpha: Share of the loss that the teacher has.
+        distill_temperature: What logits are divided by before soft targets are compared.
+        freeze: Stages that stay as they are, counted from the stem; it goes with the first.
+        linear_probe: Train the classifier alone, on a network that stays as it is.
+        sync_bn: Gather the statistics of batch norms over all devices.
+        grad_checkpointing: Compute the insides of blocks a second time instead of keeping them.
+        compile: Compile the network; the first steps take minutes.
+        precision: 32 for float32; bf16 computes in bfloat16 where that is safe (autocast), fp16 in
+            float16 with a loss scale, on a GPU.
         seed: Decides weights, order and augmentation.
-        workers: Processes that read images.
+        workers: Processes that read images, for each device.
         device: Where to compute; auto takes a GPU if there is one.
+        devices: Devices, or processes on a CPU, of each machine.
+        nodes: Machines.
+        strategy: ddp has the whole network on every device, fsdp a share of it; auto is ddp where
+            there is more than one.
+        save_minutes: Time after which the state is saved again, besides the end of each epoch.
+        save_steps: Steps after which the state is saved as well.
+        keep: States that are kept, the newest and those before it.
+        tensorboard: Write events for TensorBoard too.
+        wandb: Project of Weights & Biases to log to as well.
     """
 
     model: str = "rednet26"
@@ -68,6 +102,8 @@ class TrainConfig:
     batch_size: int = 64
     accumulate: int = 1
     lr: float = 1e-3
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    lr_base_batch: int = 256
     optimizer: str = "adamw"
     momentum: float = 0.9
     weight_decay: float = 0.05
@@ -91,10 +127,51 @@ class TrainConfig:
     model_args: dict[str, Any] = field(default_factory=dict)
     auto_augment: str | None = None
     random_erasing: float = 0.0
-    precision: Literal["32", "bf16"] = "32"
+    repeats: int = 1
+    check_data: bool = False
+    max_pixels: int = 100_000_000
+    teacher: str | None = None
+    distill: Literal["soft", "hard"] = "soft"
+    distill_alpha: float = 0.5
+    distill_temperature: float = 1.0
+    freeze: int = 0
+    linear_probe: bool = False
+    sync_bn: bool = False
+    grad_checkpointing: bool = False
+    compile: bool = False
+    precision: Literal["32", "bf16", "fp16"] = "32"
     seed: int = 0
     workers: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    save_minutes: float = 10.0
+    save_steps: int | None = None
+    keep: int = 2
+    tensorboard: bool = False
+    wandb: str | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Return how many processes train together."""
+        return self.devices * self.nodes
+
+    @property
+    def images_per_step(self) -> int:
+        """Return how many images decide one step of the optimizer, on all devices together."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def scaled_lr(self) -> float:
+        """Return the learning rate after the warm-up, by the rule of ``lr_scaling``.
+
+        Example:
+            >>> TrainConfig(lr=0.1, lr_scaling="linear", batch_size=1024).scaled_lr
+            0.4
+        """
+        ratio = self.images_per_step / self.lr_base_batch
+        return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
 
     @property
     def folder(self) -> Path:
@@ -109,72 +186,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ``ValueError`` for a setting that cannot work."""
-        from timm.optim import list_optimizers
-
-        for name, bound in _LEAST.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        for names, words, allowed in _RANGES:
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not allowed(value):
-                    raise ValueError(f"{name} must be {words}, got {value}")
-        self._check_together()
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device cuda: there is no CUDA device here; choose cpu or auto")
-        optimizers = [str(name) for name in list_optimizers()]
-        if self.optimizer not in optimizers:
-            raise ValueError(unknown("optimizer", self.optimizer, optimizers))
-
-    def _check_together(self) -> None:
-        """Raise ``ValueError`` for settings that are right one by one, but not together."""
-        for name in ("warmup_lr", "min_lr"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= self.lr:
-                raise ValueError(f"{name} must be from 0 to lr = {self.lr}, got {value}")
-        if self.cooldown_epochs >= self.epochs:
-            raise ValueError(
-                f"cooldown_epochs are the last of all epochs and must be fewer than epochs = "
-                f"{self.epochs}, got {self.cooldown_epochs}"
-            )
-        if self.schedule not in ("cosine", "linear") and (self.min_lr or self.cooldown_epochs):
-            raise ValueError(
-                f"min_lr and cooldown_epochs go with schedule cosine or linear, got {self.schedule}"
-            )
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise ValueError(
-                f"mixup and cutmix mix images in pairs: batch_size must be even, got "
-                f"{self.batch_size}"
-            )
-        if self.drop_path_rate is not None and "drop_path_rate" in self.model_args:
-            raise ValueError("drop_path_rate is given twice; leave it out of model_args")
-
-
-_LEAST = {
-    "epochs": 1,
-    "batch_size": 2,
-    "accumulate": 1,
-    "warmup_epochs": 0,
-    "cooldown_epochs": 0,
-    "workers": 0,
-    "seed": 0,
-}
-# NaN passes none of these.
-_RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
-    (("lr", "clip_grad"), "above 0 and finite", lambda x: 0 < x < math.inf),
-    (("weight_decay", "mixup", "cutmix"), "at least 0", lambda x: 0 <= x < math.inf),
-    (("label_smoothing", "random_erasing"), "from 0 to 1", lambda x: 0 <= x <= 1),
-    (
-        ("momentum", "ema_decay", "drop_path_rate"),
-        "at least 0 and below 1",
-        lambda x: 0 <= x < 1,
-    ),
-    (
-        ("layer_decay", "crop_scale", "crop_pct"),
-        "above 0 and at most 1",
-        lambda x: 0 < x <= 1,
-    ),
-)
+        checks.check(self)
 
 
 def _parser() -> jsonargparse.ArgumentParser:

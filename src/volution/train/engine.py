@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import nn
 
 from volution import data, tasks
+from volution.train import building, parallel
 from volution.train import folder as run_folder
 from volution.train.callbacks import Checkpoints, History, Progress
 from volution.train.config import TrainConfig
@@ -52,26 +52,9 @@ class Run:
         """Read the data's list and make the network; nothing is written."""
         images = data.load(config.data)
         torch.manual_seed(config.seed)
-        net = _network(config, images)
-        inputs = tasks.input_config(net, images, config.image_size)
-        if config.crop_pct is not None:
-            inputs = replace(inputs, crop_pct=config.crop_pct)
-        augmentation = replace(
-            images.augmentation,
-            auto_augment=config.auto_augment,
-            random_erasing=config.random_erasing,
-        )
-        if config.crop_scale is not None:
-            augmentation = replace(augmentation, scale=(config.crop_scale, 1.0))
-        size, workers = config.batch_size, config.workers
-        train_loader = data.loader(
-            images.train,
-            inputs.training_transform(augmentation),
-            batch_size=size,
-            workers=workers,
-            shuffle_seed=config.seed,
-        )
-        val_loader = data.loader(images.val, inputs.transform(), batch_size=size, workers=workers)
+        net = building.network(config, images)
+        inputs = building.input_config(config, net, images)
+        train_loader, val_loader = building.loaders(config, images, inputs)
         return cls(
             config,
             tasks.Classifier(net, config.model, images.classes, inputs, config.model_args),
@@ -98,10 +81,8 @@ class Run:
             own.append(Progress(history, images))
         with _quiet(), _interruptible():
             trainer = Trainer(
-                accelerator={"cuda": "gpu"}.get(self.config.device, self.config.device),
-                devices=1,
+                **parallel.place(self.config),
                 max_epochs=self.config.epochs,
-                precision="bf16-mixed" if self.config.precision == "bf16" else "32-true",
                 accumulate_grad_batches=self.config.accumulate,
                 gradient_clip_val=self.config.clip_grad,
                 default_root_dir=folder,
@@ -114,22 +95,6 @@ class Run:
             )
             trainer.fit(self.module, ckpt_path=resume, weights_only=True)
         return TrainResult(folder, keep.best_top1, history.rows, list(self.module.broken))
-
-
-def _network(config: TrainConfig, images: data.ImageData) -> nn.Module:
-    model_args = dict(config.model_args)
-    if config.drop_path_rate is not None:
-        model_args["drop_path_rate"] = config.drop_path_rate
-    net = tasks.create_model(
-        config.model,
-        num_classes=len(images.classes),
-        in_chans=images.channels,
-        pretrained=config.pretrained,
-        model_args=model_args,
-    )
-    if config.weights is not None:
-        tasks.start_from(net, config.weights)
-    return net.to(memory_format=torch.channels_last)
 
 
 def _check_readable(checkpoint: Path) -> None:

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from timm.data import Mixup
-from timm.optim import create_optimizer_v2
-from timm.scheduler.scheduler_factory import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -18,7 +15,9 @@ from torch.utils.data import DataLoader
 
 from volution.data import Batch, Shuffled
 from volution.tasks import Accuracy
+from volution.train import optimisation
 from volution.train.config import TrainConfig
+from volution.train.objective import Objective
 
 __all__ = ["ClassificationModule"]
 
@@ -57,14 +56,7 @@ class ClassificationModule(LightningModule):
         if config.ema_decay is not None:
             self.average = ModelEmaV3(model, decay=config.ema_decay)
             self.average.requires_grad_(False)
-        self.mix: Mixup | None = None
-        if config.mixup or config.cutmix:
-            self.mix = Mixup(
-                config.mixup,
-                config.cutmix,
-                label_smoothing=config.label_smoothing,
-                num_classes=num_classes,
-            )
+        self.objective = Objective(config, num_classes)
 
     @property
     def judged(self) -> nn.Module:
@@ -96,23 +88,14 @@ class ClassificationModule(LightningModule):
         self.broken.update(dict.fromkeys(batch.broken))
         if len(batch.labels) < 2:  # too few are readable for batch statistics
             return None
-        loss = self._loss(batch.images, batch.labels)
+        loss = self.objective(self, batch.images, batch.labels)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}; lower the learning "
-                f"rate (lr={self.config.lr}) or warm up longer"
+                f"rate (lr={self.config.scaled_lr}) or warm up longer"
             )
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch.labels))
         return loss
-
-    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        if self.mix is None:
-            smoothing = self.config.label_smoothing
-            return cross_entropy(self(images), labels, label_smoothing=smoothing)
-        # Unreadable images can leave an odd number, of which one finds no partner.
-        even = len(labels) - len(labels) % 2
-        mixed, targets = self.mix(images[:even], labels[:even])
-        return cross_entropy(self(mixed), targets)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -135,34 +118,9 @@ class ClassificationModule(LightningModule):
         self.log("val_top5", self.accuracy.top5)
 
     def configure_optimizers(self) -> Any:
-        config = self.config
-        optimizer = create_optimizer_v2(
-            self.model,
-            opt=config.optimizer,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-        )
-        falling = config.epochs - config.cooldown_epochs
-        schedules: dict[str, tuple[str, dict[str, Any]]] = {
-            "cosine": ("cosine", {}),
-            "linear": ("poly", {"decay_rate": 1.0}),  # the power of the polynomial
-            "step": ("step", {"decay_epochs": max(1.0, falling / 3), "decay_rate": 0.1}),
-            "constant": ("step", {"decay_epochs": 1, "decay_rate": 1.0}),
-        }
-        name, extra = schedules[config.schedule]
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=name,
-            num_epochs=falling,
-            min_lr=config.min_lr,
-            warmup_epochs=min(config.warmup_epochs, falling - 1),
-            warmup_lr=config.lr / 100 if config.warmup_lr is None else config.warmup_lr,
-            step_on_epochs=False,
-            updates_per_epoch=math.ceil(len(self.loaders[0]) / config.accumulate),
-            **extra,
-        )
+        steps = math.ceil(len(self.loaders[0]) / self.config.accumulate)
+        optimizer = optimisation.optimizer(self.config, self.model)
+        scheduler = optimisation.scheduler(self.config, optimizer, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

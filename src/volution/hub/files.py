@@ -1,4 +1,4 @@
-"""Checkpoint files: read safely, written whole."""
+"""Files of weights: read without running code, written whole or not at all."""
 
 from __future__ import annotations
 

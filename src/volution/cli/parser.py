@@ -1,0 +1,148 @@
+"""From words to a call: a parser made of the signatures and docstrings of the commands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_type_hints
+
+import docstring_parser
+import jsonargparse
+
+from volution._support.names import unknown
+from volution.cli import showing, training, using
+from volution.cli.words import as_written
+from volution.train import TrainConfig
+from volution.train.config import find_config, recipes
+
+__all__ = ["COMMANDS", "build", "run"]
+
+Command = Callable[..., int]
+
+# A command, or a word with several commands under it.
+COMMANDS: dict[str, Command | dict[str, Command]] = {
+    "list": showing.list_,
+    "info": showing.info,
+    "train": training.train,
+    "eval": using.eval_,
+    "predict": using.predict,
+    "bench": showing.bench,
+    "quickstart": showing.quickstart,
+}
+
+# What stands under a word of several commands.
+_GROUPS: dict[str, str] = {}
+
+# Given by their place, not by a name.
+_POSITIONAL = ("checkpoint", "images", "name", "pattern", "what")
+
+
+def run(words: Sequence[str]) -> int:
+    """Do what the words after ``volution`` say; returns the exit code."""
+    words = as_written(words)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise ValueError(unknown("command", words[0], COMMANDS))
+    group = COMMANDS.get(words[0]) if words else None
+    second = words[1] if len(words) > 1 and not words[1].startswith("-") else None
+    if isinstance(group, dict) and second is not None and second not in group:
+        raise ValueError(unknown(f"command {words[0]}", second, group))
+    parser = build(words[:1])
+    settings = parser.parse_args(list(words))
+    if settings.command is None:
+        parser.print_help()
+        return 0
+    chosen, inner = COMMANDS[settings.command], settings[settings.command]
+    if isinstance(chosen, dict):
+        if inner.command is None:
+            raise ValueError(f"{settings.command} needs one of: {', '.join(chosen)}")
+        chosen, inner = chosen[inner.command], inner[inner.command]
+    return _call(chosen, vars(inner))
+
+
+def build(chosen: Sequence[str] = ()) -> jsonargparse.ArgumentParser:
+    """Return the parser of the whole command.
+
+    Args:
+        chosen: The commands whose options are needed; the others are only named, which is what
+            keeps ``volution --help`` quick. Empty for a list of the commands alone.
+    """
+    import volution
+
+    parser = jsonargparse.ArgumentParser(
+        prog="volution",
+        description=volution.__doc__,
+        version=volution.__version__,
+        exit_on_error=False,
+    )
+    _add_commands(parser, COMMANDS, chosen)
+    return parser
+
+
+def _add_commands(
+    parser: jsonargparse.ArgumentParser,
+    commands: Mapping[str, Command | dict[str, Command]],
+    chosen: Sequence[str] | None,
+) -> None:
+    """Add commands to a parser; with all their options if ``chosen`` is None."""
+    added = parser.add_subcommands(required=False, dest="command", metavar="COMMAND")
+    for name, command in commands.items():
+        wanted = chosen is None or name in chosen
+        if isinstance(command, dict):
+            summary = _GROUPS[name]
+            sub = jsonargparse.ArgumentParser(description=summary, exit_on_error=False)
+            if wanted:
+                _add_commands(sub, command, None)
+        else:
+            about = docstring_parser.parse(command.__doc__ or "")
+            summary = about.short_description or ""
+            sub = jsonargparse.ArgumentParser(description=summary, exit_on_error=False)
+            if wanted:
+                texts = {p.arg_name: p.description or "" for p in about.params}
+                _add_arguments(sub, command, texts)
+        added.add_subcommand(name, sub, help=summary)
+
+
+class _ConfigFile(jsonargparse.ActionConfigFile):
+    """A configuration file, by its path or as the name of a recipe."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        path = str(find_config(values))
+        super().__call__(parser, cfg, path, option_string)  # type: ignore[no-untyped-call]
+
+
+def _add_arguments(
+    parser: jsonargparse.ArgumentParser, function: Command, texts: dict[str, str]
+) -> None:
+    """Add a function's arguments; lists and switches are written as people expect them."""
+    if function is training.train:
+        known = ", ".join(recipes())
+        about = f"YAML file of settings, or the name of a recipe: {known}."
+        parser.add_argument("--config", action=_ConfigFile, help=about)
+        parser.add_class_arguments(TrainConfig, as_group=False)
+        parser.add_function_arguments(function, as_group=False, skip={"config"})
+        return
+    by_hand: set[str | int] = set()
+    hints = get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind, help = hints[name], texts[name]
+        if kind is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=help)
+        elif kind == list[str]:
+            parser.add_argument(name, type=str, nargs="+", help=help)
+        elif name in _POSITIONAL and parameter.default is parameter.empty:
+            parser.add_argument(name, type=kind, help=help)
+        elif name in _POSITIONAL:
+            parser.add_argument(name, type=kind, nargs="?", default=parameter.default, help=help)
+        else:
+            continue
+        by_hand.add(name)
+    parser.add_function_arguments(function, as_group=False, skip=by_hand)
+
+
+def _call(function: Command, settings: dict[str, Any]) -> int:
+    if function is training.train:
+        settings.pop("config")
+        others = [name for name in inspect.signature(function).parameters if name != "config"]
+        rest = {name: settings.pop(name) for name in others}
+        return function(TrainConfig(**settings), **rest)
+    return function(**settings)

@@ -1,0 +1,61 @@
+"""From settings to what is trained: the network, its input, its batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from volution import data, tasks
+from volution.train.config import TrainConfig
+
+__all__ = ["input_config", "loaders", "network"]
+
+
+def network(config: TrainConfig, images: data.ImageData) -> nn.Module:
+    """Return the network that is trained, with the weights it starts from."""
+    model_args = dict(config.model_args)
+    if config.drop_path_rate is not None:
+        model_args["drop_path_rate"] = config.drop_path_rate
+    net = tasks.create_model(
+        config.model,
+        num_classes=len(images.classes),
+        in_chans=images.channels,
+        pretrained=config.pretrained,
+        model_args=model_args,
+    )
+    if config.weights is not None:
+        tasks.start_from(net, config.weights)
+    return net.to(memory_format=torch.channels_last)
+
+
+def input_config(config: TrainConfig, net: nn.Module, images: data.ImageData) -> data.InputConfig:
+    """Return how the network's images are prepared."""
+    inputs = tasks.input_config(net, images, config.image_size)
+    return inputs if config.crop_pct is None else replace(inputs, crop_pct=config.crop_pct)
+
+
+def loaders(
+    config: TrainConfig, images: data.ImageData, inputs: data.InputConfig
+) -> tuple[DataLoader[data.Batch], DataLoader[data.Batch]]:
+    """Return the batches to learn from and those to measure with."""
+    augmentation = replace(
+        images.augmentation,
+        auto_augment=config.auto_augment,
+        random_erasing=config.random_erasing,
+    )
+    if config.crop_scale is not None:
+        augmentation = replace(augmentation, scale=(config.crop_scale, 1.0))
+    size, workers = config.batch_size, config.workers
+    return (
+        data.loader(
+            images.train,
+            inputs.training_transform(augmentation),
+            batch_size=size,
+            workers=workers,
+            shuffle_seed=config.seed,
+        ),
+        data.loader(images.val, inputs.transform(), batch_size=size, workers=workers),
+    )
