@@ -65,7 +65,7 @@ class TestMixing:
         module.on_train_epoch_start = lambda: None
         torch.manual_seed(0)
         images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 32, 32).clone()
-        return module.mix(images, torch.tensor([0, 1, 2, 0]))
+        return module.objective.mix(images, torch.tensor([0, 1, 2, 0]))
 
     def test_mixup_blends_whole_images_with_their_labels(self, colours, tmp_path):
         images, targets = self.mixed(colours, tmp_path, mixup=1.0, label_smoothing=0.0)
@@ -84,7 +84,7 @@ class TestMixing:
         module = build(colours, tmp_path, mixup=1e-9, label_smoothing=0.3).module.eval()
         plain = build(colours, tmp_path, label_smoothing=0.3).module.eval()
         images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
-        module.mix.mixup_enabled = False
+        module.objective.mix.mixup_enabled = False
         ours, theirs = (m._loss(images.clone(), labels) for m in (module, plain))
         torch.testing.assert_close(ours, theirs)
 
