@@ -13,9 +13,14 @@ from torch import nn
 
 from volution import hub, models
 from volution.data import InputConfig
+from volution.hub.transfer import CONFIG, WEIGHTS
 from volution.tasks.classification import create_model, input_config
+from volution.tasks.repository import Description, read_description
 
 __all__ = ["Classifier", "load_classifier", "save_classifier", "start_from"]
+
+# What training writes into the folder of a run.
+_BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -61,32 +66,37 @@ def load_classifier(path: str | os.PathLike[str], model: str | None = None) -> C
     """Read a classifier, in evaluation mode.
 
     Args:
-        path: A file of :func:`save_classifier`; or any other checkpoint, whose network must then
-            be named, and whose classes are called by their numbers.
+        path: A file of :func:`save_classifier`; the folder of a run, whose best weights are then
+            taken; a folder in timm's layout, such as ``volution push`` writes, or
+            ``hf-hub:USER/NAME``; or any other checkpoint, whose network must then be named, and
+            whose classes are called by their numbers.
         model: The network to load the weights into; None takes what the file says.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, of another architecture (the message says which keys), or
             does not say its network and ``model`` does not either.
+        OSError: If it has to be fetched, and cannot be.
     """
-    weights = hub.read_checkpoint(path)
-    metadata = _metadata(Path(path))
-    known = {"model", "model_args", "classes", "input"} <= metadata.keys()
-    if not known and model is None:
+    weights_file, described = _find(path)
+    weights = hub.read_checkpoint(weights_file)
+    if described is None and weights_file.is_file():
+        described = _metadata(weights_file)
+    if described is None and model is None:
         raise ValueError(f"{path} does not say which network it is of; name it (--model)")
-    if not known or model not in (None, metadata["model"]):
+    if described is None or model not in (None, described.name):
         net = create_model(str(model))
         models.load_official(net, weights)
         names = tuple(str(i) for i in range(int(net.num_classes)))  # type: ignore[arg-type]
         return Classifier(net.eval(), str(model), names, input_config(net))
-    classes, args = tuple(json.loads(metadata["classes"])), json.loads(metadata["model_args"])
-    config = InputConfig.from_json(metadata["input"])
     net = create_model(
-        metadata["model"], num_classes=len(classes), in_chans=config.channels, model_args=args
+        described.name,
+        num_classes=len(described.classes),
+        in_chans=described.input.channels,
+        model_args=described.model_args,
     )
     models.load_official(net, weights)
-    return Classifier(net.eval(), metadata["model"], classes, config, args)
+    return Classifier(net.eval(), **vars(described))
 
 
 def start_from(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -95,13 +105,15 @@ def start_from(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: The network. Its classifier stays as it is where the file has none, or one of
             another number of classes.
-        path: A checkpoint, ours or the authors'.
+        path: A checkpoint, ours or the authors'; or a folder or repository, as in
+            :func:`load_classifier`.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it has to be fetched, and cannot be.
         ValueError: If it is damaged, or of another architecture; the network is then as it was.
     """
-    state = models.official.official_state(hub.read_checkpoint(path), model)
+    state = models.official.official_state(hub.read_checkpoint(_find(path)[0]), model)
     classifier = model.get_classifier()  # type: ignore[operator]
     prefix = next(name for name, module in model.named_modules() if module is classifier)
     own = {k: v for k, v in model.state_dict().items() if k.startswith(f"{prefix}.")}
@@ -110,9 +122,29 @@ def start_from(model: nn.Module, path: str | os.PathLike[str]) -> None:
     models.load_official(model, state)
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _find(path: str | os.PathLike[str]) -> tuple[Path, Description | None]:
+    """Return the file with the weights, and what its folder says of them."""
+    place = hub.locate(path)
+    if not place.is_dir():
+        return place, None
+    if (place / CONFIG).is_file():
+        return place / WEIGHTS, read_description(place)
+    if (place / _BEST).is_file():
+        return place / _BEST, None
+    raise ValueError(f"{place} holds neither {CONFIG} (a pushed network) nor {_BEST} (a run)")
+
+
+def _metadata(path: Path) -> Description | None:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            found = dict(file.metadata() or {})
     except safetensors.SafetensorError:
-        return {}  # read_checkpoint could read it, so it is of another format
+        return None  # read_checkpoint could read it, so it is of another format
+    if not {"model", "model_args", "classes", "input"} <= found.keys():
+        return None
+    return Description(
+        found["model"],
+        tuple(json.loads(found["classes"])),
+        InputConfig.from_json(found["input"]),
+        json.loads(found["model_args"]),
+    )
