@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from volution import data, tasks
 from volution.train.config import TrainConfig
+from volution.train.freezing import apply_freezing
 
 __all__ = ["input_config", "loaders", "network"]
 
@@ -28,6 +30,7 @@ def network(config: TrainConfig, images: data.ImageData) -> nn.Module:
     )
     if config.weights is not None:
         tasks.start_from(net, config.weights)
+    apply_freezing(net, config)
     return net.to(memory_format=torch.channels_last)
 
 
@@ -38,9 +41,13 @@ def input_config(config: TrainConfig, net: nn.Module, images: data.ImageData) ->
 
 
 def loaders(
-    config: TrainConfig, images: data.ImageData, inputs: data.InputConfig
+    config: TrainConfig,
+    images: data.ImageData,
+    inputs: data.InputConfig,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> tuple[DataLoader[data.Batch], DataLoader[data.Batch]]:
-    """Return the batches to learn from and those to measure with."""
+    """Return the batches to learn from and those to measure with, the parts of one rank."""
     augmentation = replace(
         images.augmentation,
         auto_augment=config.auto_augment,
@@ -48,14 +55,15 @@ def loaders(
     )
     if config.crop_scale is not None:
         augmentation = replace(augmentation, scale=(config.crop_scale, 1.0))
-    size, workers = config.batch_size, config.workers
+    load = partial(
+        data.loader, batch_size=config.batch_size, workers=config.workers, rank=rank, ranks=ranks
+    )
     return (
-        data.loader(
+        load(
             images.train,
             inputs.training_transform(augmentation),
-            batch_size=size,
-            workers=workers,
             shuffle_seed=config.seed,
+            repeats=config.repeats,
         ),
-        data.loader(images.val, inputs.transform(), batch_size=size, workers=workers),
+        load(images.val, inputs.transform()),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import timm
 import torch
 
 from volution._support.names import unknown
@@ -31,6 +33,9 @@ _LEAST = {
     "keep": 1,
     "seed": 0,
 }
+_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+# What is about layers that a linear probe keeps as they are.
+_NOT_PROBED = ("freeze", "layer_decay", "drop_path_rate", "sync_bn", "grad_checkpointing")
 # NaN passes none of these.
 _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("save_steps",), "at least 1", lambda x: x >= 1),
@@ -69,6 +74,8 @@ def check(config: TrainConfig) -> None:
     _check_rates(config)
     _check_batches(config)
     _check_devices(config)
+    _check_teacher(config)
+    _check_frozen(config)
     if config.drop_path_rate is not None and "drop_path_rate" in config.model_args:
         raise ValueError("drop_path_rate is given twice; leave it out of model_args")
     optimizers = [str(name) for name in list_optimizers()]
@@ -121,3 +128,54 @@ def _check_devices(config: TrainConfig) -> None:
         )
     if config.precision == "fp16" and not on_gpu:
         raise ValueError("precision fp16 needs a GPU; choose bf16 or 32")
+
+
+def _check_teacher(config: TrainConfig) -> None:
+    if config.teacher is None:
+        given = [
+            name
+            for name, default in (
+                ("distill", "soft"),
+                ("distill_alpha", 0.5),
+                ("distill_temperature", 1.0),
+            )
+            if getattr(config, name) != default
+        ]
+        if given:
+            raise ValueError(
+                f"{given[0]} is about a teacher; give one, got {getattr(config, given[0])} alone"
+            )
+        return
+    if config.distill == "hard" and config.distill_temperature != 1:
+        raise ValueError(
+            f"distill_temperature goes with distill soft, got {config.distill_temperature} with "
+            f"hard"
+        )
+    known = timm.is_model(config.teacher) or Path(config.teacher).exists()
+    if not known and (Path(config.teacher).suffix in _FILES or "/" in config.teacher):
+        raise FileNotFoundError(f"teacher: there is no file {config.teacher}")
+    if not known:
+        names = timm.list_pretrained()
+        raise ValueError(unknown("teacher", config.teacher, names, more="or give a file"))
+
+
+def _check_frozen(config: TrainConfig) -> None:
+    given = (
+        config.weights is not None or config.pretrained or "checkpoint_path" in config.model_args
+    )
+    for name in ("freeze", "linear_probe"):
+        if getattr(config, name) and not given:
+            raise ValueError(
+                f"{name} keeps what a network has learned; give weights or pretrained to start "
+                f"from, got {name} {getattr(config, name)} with a new network"
+            )
+    if not config.linear_probe:
+        return
+    for name in _NOT_PROBED:
+        value = getattr(config, name)
+        # False, 0 and None are their defaults.
+        if value:
+            raise ValueError(
+                f"linear_probe trains the classifier alone, which leaves nothing for {name}; "
+                f"leave it out, got {value}"
+            )

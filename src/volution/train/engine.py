@@ -9,18 +9,22 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from volution import data, tasks
-from volution.train import building, parallel
+from volution.train import building, loggers, parallel
 from volution.train import folder as run_folder
-from volution.train.callbacks import Checkpoints, History, Progress
+from volution.train.callbacks import Checkpoints
 from volution.train.config import TrainConfig
+from volution.train.distillation import make_teacher
 from volution.train.fit import TrainResult
+from volution.train.history import History
 from volution.train.module import ClassificationModule
+from volution.train.progress import Progress
 
 __all__ = ["Run"]
 
@@ -50,15 +54,17 @@ class Run:
     @classmethod
     def build(cls, config: TrainConfig) -> Run:
         """Read the data's list and make the network; nothing is written."""
+        loggers.check_installed(config)
         images = data.load(config.data)
         torch.manual_seed(config.seed)
         net = building.network(config, images)
         inputs = building.input_config(config, net, images)
-        train_loader, val_loader = building.loaders(config, images, inputs)
+        loaders = partial(building.loaders, config, images, inputs)
+        teacher = make_teacher(config, images.classes, inputs)
         return cls(
             config,
             tasks.Classifier(net, config.model, images.classes, inputs, config.model_args),
-            ClassificationModule(net, config, len(images.classes), train_loader, val_loader),
+            ClassificationModule(net, config, len(images.classes), loaders, teacher),
         )
 
     def fit(
@@ -72,13 +78,16 @@ class Run:
         """Train until the last epoch, from the first or from a checkpoint."""
         if resume is not None:
             _check_readable(resume)
-        history = History(folder / run_folder.METRICS)
+        history = History(
+            folder / run_folder.METRICS,
+            folder / run_folder.STEPS,
+            loggers.run_loggers(self.config, folder),
+        )
         judged = replace(self.classifier, model=self.module.judged)
         keep = Checkpoints(folder / run_folder.LAST, folder / run_folder.BEST, judged)
         own: list[Callback] = [history, keep]
         if show_progress:
-            images = len(self.module.loaders[0]) * self.config.batch_size
-            own.append(Progress(history, images))
+            own.append(Progress(history, self.config.batch_size))
         with _quiet(), _interruptible():
             trainer = Trainer(
                 **parallel.place(self.config),
@@ -86,6 +95,8 @@ class Run:
                 accumulate_grad_batches=self.config.accumulate,
                 gradient_clip_val=self.config.clip_grad,
                 default_root_dir=folder,
+                # The loaders divide each batch themselves.
+                use_distributed_sampler=False,
                 callbacks=[*own, *callbacks],
                 logger=False,
                 enable_checkpointing=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from volution.data import Batch, Shuffled
+from volution.data import Batch, set_position
 from volution.tasks import Accuracy
 from volution.train import optimisation
 from volution.train.config import TrainConfig
+from volution.train.distillation import Teacher
+from volution.train.freezing import frozen_modules
 from volution.train.objective import Objective
 
 __all__ = ["ClassificationModule"]
@@ -29,8 +32,9 @@ class ClassificationModule(LightningModule):
         model: The network.
         config: The run's settings.
         num_classes: Classes to tell apart.
-        train_loader: Batches to learn from, shuffled.
-        val_loader: Batches to measure with.
+        make_loaders: Returns the batches to learn from and those to measure with, of a rank and a
+            number of ranks.
+        teacher: What the network learns from besides the labels.
 
     Attributes:
         average: The moving average of the weights, if there is one.
@@ -42,25 +46,35 @@ class ClassificationModule(LightningModule):
         model: nn.Module,
         config: TrainConfig,
         num_classes: int,
-        train_loader: DataLoader[Batch],
-        val_loader: DataLoader[Batch],
+        make_loaders: Callable[[int, int], tuple[DataLoader[Batch], DataLoader[Batch]]],
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.num_classes = num_classes
-        self.loaders = train_loader, val_loader
+        self.make_loaders = make_loaders
+        # Which rank this is shows only when the processes have found each other; how many batches
+        # there are, and whether there are enough, is the same on all.
+        self.loaders = make_loaders(0, config.ranks)
         self.accuracy = Accuracy(num_classes)
         self.broken: dict[str, None] = {}  # a set that keeps its order
         self.average: ModelEmaV3 | None = None
         if config.ema_decay is not None:
             self.average = ModelEmaV3(model, decay=config.ema_decay)
             self.average.requires_grad_(False)
-        self.objective = Objective(config, num_classes)
+        self.objective = Objective(config, num_classes, teacher)
+        self.train()
 
     @property
     def judged(self) -> nn.Module:
         return self.model if self.average is None else self.average.module
+
+    def train(self, mode: bool = True) -> ClassificationModule:
+        super().train(mode)
+        for part in frozen_modules(self.model):
+            part.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         model = self.model if self.training else self.judged
@@ -69,10 +83,10 @@ class ClassificationModule(LightningModule):
         return logits
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        self.loaders = self.make_loaders(self.trainer.global_rank, self.trainer.world_size)
         # A resumed run asks for its first batch before Lightning tells the sampler the epoch.
-        sampler = self.loaders[0].sampler
-        assert isinstance(sampler, Shuffled)
-        sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        set_position(self.loaders[0], epoch)
         return self.loaders[0]
 
     def val_dataloader(self) -> DataLoader[Batch]:
