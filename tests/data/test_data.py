@@ -87,7 +87,7 @@ def test_order_depends_on_seed_and_epoch_alone(colours):
         loader = data.loader(
             images, config.transform(), batch_size=4, shuffle_seed=seed, workers=workers
         )
-        loader.sampler.set_epoch(epoch)
+        data.set_position(loader, epoch)
         return torch.cat([batch.labels for batch in loader]).tolist()
 
     assert order(0, 0) == order(0, 0) == order(0, 0, workers=1)
@@ -153,7 +153,7 @@ def test_augmentation_depends_on_seed_and_epoch_alone_and_disturbs_nobody(colour
         loader = data.loader(
             images, transform, batch_size=batch_size, shuffle_seed=0, workers=workers
         )
-        loader.sampler.set_epoch(epoch)
+        data.set_position(loader, epoch)
         return torch.cat([batch.images for batch in loader])
 
     torch.manual_seed(5)

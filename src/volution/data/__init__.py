@@ -6,7 +6,7 @@
 """
 
 from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images, open_image
-from volution.data.loader import Batch, Shuffled, loader
+from volution.data.loader import Batch, loader, set_position
 from volution.data.sources import load, split
 from volution.data.transforms import Augmentation, InputConfig
 
@@ -18,10 +18,10 @@ __all__ = [
     "ImageFiles",
     "Images",
     "InputConfig",
-    "Shuffled",
     "find_images",
     "load",
     "loader",
     "open_image",
+    "set_position",
     "split",
 ]
