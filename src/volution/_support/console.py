@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable
+from datetime import timedelta
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 __all__ = ["Meter", "log", "out"]
 
@@ -23,9 +27,10 @@ class Meter:
         description: What is going on.
         total: How many images there are.
         show: False makes a silent one, which still measures.
+        done: How many of them were done before, by an earlier part of the work.
 
     Attributes:
-        count: Images so far.
+        count: Images so far, without those done before.
 
     Example:
         >>> with Meter("read", total=3, show=False) as meter:
@@ -35,30 +40,55 @@ class Meter:
         (3, True)
     """
 
-    def __init__(self, description: str, total: int, *, show: bool = True) -> None:
+    def __init__(self, description: str, total: int, *, show: bool = True, done: int = 0) -> None:
         self.count = 0
-        self._progress = Progress(
+        self._progress = _Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("{task.fields[rate]}", style="green"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _TimeLeft(elapsed_when_finished=True),
             TextColumn("{task.fields[note]}", style="dim"),
             console=log,
             disable=not show,
         )
-        self._task = self._progress.add_task(description, total=total, rate="", note="")
+        self._task = self._progress.add_task(
+            description, total=total, completed=done, rate="", note="", detail="", left=None
+        )
 
     @property
     def rate(self) -> float:
         """Images per second since the start."""
         return self.count / max(time.perf_counter() - self._start, 1e-9)
 
-    def add(self, images: int, note: str = "", *, rate: float | None = None) -> None:
-        """Count images that are done; ``note`` stands at the end of the line."""
+    def add(
+        self,
+        images: int,
+        note: str = "",
+        *,
+        rate: float | None = None,
+        left: float | None = None,
+        detail: str = "",
+    ) -> None:
+        """Count images that are done.
+
+        Args:
+            images: How many.
+            note: What stands at the end of the line.
+            rate: Images per second, if the mean since the start is not what matters.
+            left: Seconds to the end, if they do not follow from the images alone.
+            detail: A second line.
+        """
         self.count += images
         shown = self.rate if rate is None else rate
-        self._progress.update(self._task, advance=images, rate=f"{shown:,.0f} images/s", note=note)
+        self._progress.update(
+            self._task,
+            advance=images,
+            rate=f"{shown:,.0f} images/s",
+            note=note,
+            left=left,
+            detail=detail,
+        )
 
     def __enter__(self) -> Meter:
         self._start = time.perf_counter()
@@ -72,3 +102,23 @@ class Meter:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time to the end: as the task says, or from how fast it goes."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        if left is None or task.finished:
+            return super().render(task)
+        return Text(str(timedelta(seconds=math.ceil(left))), style="progress.remaining")
+
+
+class _Bar(Progress):
+    """A progress bar with a second line below it, where there is something to say."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields.get("detail"):
+                yield Text(f"  {task.fields['detail']}", style="dim", overflow="ellipsis")

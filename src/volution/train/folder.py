@@ -9,10 +9,11 @@ from pathlib import Path
 from volution._support.environment import environment
 from volution.train.config import TrainConfig, write_config
 
-__all__ = ["BEST", "CONFIG", "ENVIRONMENT", "LAST", "METRICS", "prepare"]
+__all__ = ["BEST", "CONFIG", "ENVIRONMENT", "LAST", "METRICS", "STEPS", "prepare"]
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+STEPS = "steps.csv"
 ENVIRONMENT = "environment.json"
 LAST = "last.ckpt"
 BEST = "best.safetensors"

@@ -1,0 +1,58 @@
+"""Numbers of a run in CSV files: written whole or line by line, read even if torn off."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["line", "read_rows", "write_rows"]
+
+
+def line(values: Sequence[object]) -> str:
+    """Return a line of a CSV file of numbers and plain names.
+
+    Example:
+        >>> line([3, 0.25])
+        '3,0.25\\n'
+    """
+    return ",".join(str(value) for value in values) + "\n"
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write rows that have the same names to a CSV file, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    text = line(list(rows[0])) + "".join(line(list(row.values())) for row in rows)
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Read rows of numbers, without a last one that was not written to its end.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One dictionary for each row, with the names of the first line; empty if there is no file.
+
+    Raises:
+        ValueError: If the file is something else.
+    """
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a table of numbers: {error}") from error
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows = list(csv.reader(lines))
+    if not rows:
+        return []
+    head, rest = rows[0], rows[1:]
+    try:
+        return [{name: float(value) for name, value in zip(head, row, strict=True)} for row in rest]
+    except ValueError as error:
+        raise ValueError(f"{path} is not a table of numbers: {error}") from error
