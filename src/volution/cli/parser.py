@@ -10,7 +10,7 @@ import docstring_parser
 import jsonargparse
 
 from volution._support.names import unknown
-from volution.cli import showing, training, using
+from volution.cli import measuring, showing, training, using
 from volution.cli.words import as_written
 from volution.train import TrainConfig
 from volution.train.config import find_config, recipes
@@ -24,7 +24,8 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "list": showing.list_,
     "info": showing.info,
     "train": training.train,
-    "eval": using.eval_,
+    "eval": measuring.eval_,
+    "verify": measuring.verify,
     "predict": using.predict,
     "bench": showing.bench,
     "quickstart": showing.quickstart,
@@ -33,7 +34,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 # What stands under a word of several commands.
 _GROUPS: dict[str, str] = {}
 
-# Given by their place, not by a name.
+# Given by their place, not by a name, unless the function takes them by name only.
 _POSITIONAL = ("checkpoint", "images", "name", "pattern", "what")
 
 
@@ -129,12 +130,12 @@ def _add_arguments(
             parser.add_argument(f"--{name}", action="store_true", help=help)
         elif kind == list[str]:
             parser.add_argument(name, type=str, nargs="+", help=help)
-        elif name in _POSITIONAL and parameter.default is parameter.empty:
-            parser.add_argument(name, type=kind, help=help)
-        elif name in _POSITIONAL:
-            parser.add_argument(name, type=kind, nargs="?", default=parameter.default, help=help)
-        else:
+        elif parameter.kind is parameter.KEYWORD_ONLY or name not in _POSITIONAL:
             continue
+        elif parameter.default is parameter.empty:
+            parser.add_argument(name, type=kind, help=help)
+        else:
+            parser.add_argument(name, type=kind, nargs="?", default=parameter.default, help=help)
         by_hand.add(name)
     parser.add_function_arguments(function, as_group=False, skip=by_hand)
 

@@ -1,57 +1,12 @@
-"""Commands that use a trained network: eval and predict."""
+"""Commands that use a trained network: predict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from volution.cli._common import Device, find_device, tell_broken
 
-__all__ = ["eval_", "predict"]
-
-
-def eval_(
-    checkpoint: Path,
-    data: str = "digits",
-    *,
-    model: str | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
-    device: Device = "auto",
-    json: bool = False,
-) -> int:
-    """Measure a trained network on the validation images of a dataset.
-
-    Args:
-        checkpoint: Weights, such as runs/NAME/best.safetensors.
-        data: digits, or folder:PATH.
-        model: Name of the network, for weights that do not say it themselves.
-        batch_size: Images per pass.
-        workers: Processes that read images.
-        device: Where to compute; auto takes a GPU if there is one.
-        json: Write JSON.
-    """
-    from volution import data as datasets
-    from volution import infer, tasks
-    from volution.report.terminal import show_evaluation
-
-    classifier = tasks.load_classifier(checkpoint, model)
-    images = datasets.load(data)
-    if classifier.input.channels != images.channels:
-        raise ValueError(
-            f"{checkpoint} takes images of {classifier.input.channels} channels, {data} has "
-            f"{images.channels}"
-        )
-    if model is None and classifier.classes != images.classes:
-        raise ValueError(
-            f"{checkpoint} knows the classes {_some(classifier.classes)}; {data} has "
-            f"{_some(images.classes)}"
-        )
-    evaluation = infer.evaluate(
-        classifier, images.val, batch_size=batch_size, workers=workers, device=find_device(device)
-    )
-    show_evaluation(evaluation, classifier.classes, as_json=json)
-    return tell_broken(evaluation.broken)
+__all__ = ["predict"]
 
 
 def predict(
@@ -100,7 +55,3 @@ def predict(
         output.write_text(text, encoding="utf-8")
     show_predictions(predictions, as_json=json)
     return tell_broken(predictions.broken)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

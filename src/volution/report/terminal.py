@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import timm
 import torch
-from rich.table import Table
 
 from volution import analysis, models, tasks
 from volution._support.console import out
 from volution._support.environment import environment
-from volution.infer import Evaluation, Predictions
+from volution.infer import Predictions
+from volution.report.tables import make_table, print_json
 
 __all__ = [
     "show_environment",
-    "show_evaluation",
     "show_models",
     "show_network",
     "show_predictions",
@@ -34,8 +32,8 @@ def show_models(pattern: str, *, as_json: bool) -> int:
         raise ValueError(f"no model matches {pattern!r}; known: {', '.join(models.list_models())}")
     rows = [_model(name) for name in names]
     if as_json:
-        return _print_json(rows)
-    table = _table("model", "family", "parameters, M", "reported top-1, %")
+        return print_json(rows)
+    table = make_table("model", "family", "parameters, M", "reported top-1, %")
     for row in rows:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.2f}"
         table.add_row(row["name"], row["family"], f"{row['params'] / 1e6:.1f}", top1)
@@ -47,16 +45,16 @@ def show_environment(*, as_json: bool) -> int:
     """Show versions, machine and kernels."""
     found = environment()
     if as_json:
-        return _print_json(found)
+        return print_json(found)
     versions, machine = found["versions"], found["machine"]
-    facts = _table()
+    facts = make_table()
     for name, version in versions.items():
         facts.add_row(name, version or "[dim]not installed[/]")
     facts.add_row("commit", found["commit"] or "[dim]unknown[/]")
     facts.add_row("processor", f"{machine['processor']}, {machine['cores']} cores")
     facts.add_row("GPU", ", ".join(machine["gpus"]) or "[dim]none[/]")
     out.print(facts)
-    kernels = _table("operator", "device", "implementation", "dtypes", "why")
+    kernels = make_table("operator", "device", "implementation", "dtypes", "why")
     for row in found["kernels"]:
         kernels.add_row(*row.values())
     out.print(kernels)
@@ -89,13 +87,13 @@ def show_network(name: str, image_size: int | None, *, as_json: bool) -> int:
         },
     }
     if as_json:
-        return _print_json(found)
-    facts = _table()
+        return print_json(found)
+    facts = make_table()
     for title, text in _facts(found).items():
         facts.add_row(title, text)
     out.print(facts)
     if cost.stages:
-        stages = _table("stage", "channels", "map")
+        stages = make_table("stage", "channels", "map")
         for stage in cost.stages:
             stages.add_row(stage.module, str(stage.channels), f"{stage.height} x {stage.width}")
         out.print(stages)
@@ -122,34 +120,12 @@ def _facts(found: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def show_evaluation(evaluation: Evaluation, classes: tuple[str, ...], *, as_json: bool) -> None:
-    """Show how good a classifier is, and where it errs most."""
-    if as_json:
-        fields = {**vars(evaluation), "classes": classes}
-        _print_json({**fields, "confusion": evaluation.confusion.tolist()})
-        return
-    out.print(
-        f"[bold]top-1 {evaluation.top1:.2%}[/], top-5 {evaluation.top5:.2%} of "
-        f"{evaluation.count:,} images, {evaluation.images_per_second:,.0f} images/s"
-    )
-    wrong = evaluation.confusion.clone().fill_diagonal_(0)
-    count = min(5, int((wrong > 0).sum()))
-    if count == 0:
-        return
-    table = _table("is", "taken for", "times")
-    most = wrong.flatten().topk(count)
-    for times, place in zip(most.values.tolist(), most.indices.tolist(), strict=True):
-        row, column = divmod(place, len(classes))
-        table.add_row(classes[row], classes[column], str(times))
-    out.print(table)
-
-
 def show_predictions(predictions: Predictions, *, as_json: bool) -> None:
     """Show the likeliest classes of each image."""
     if as_json:
         out.print(predictions.to_json(), markup=False, soft_wrap=True)
         return
-    table = _table("image", "is", "sure", "or else")
+    table = make_table("image", "is", "sure", "or else")
     for row in predictions.rows:
         named = list(zip(row.classes, row.probabilities, strict=True))
         others = ", ".join(f"{name} {probability:.0%}" for name, probability in named[1:])
@@ -166,17 +142,3 @@ def _model(name: str) -> dict[str, Any]:
         "params": sum(parameter.numel() for parameter in net.parameters()),
         "top1": models.reported_top1(name),
     }
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=bool(heads), header_style="bold")
-    for head in heads or ("", ""):
-        numeric = head.endswith((", M", ", %")) or head in ("sure", "times")
-        # A path that is cut cannot be copied.
-        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
-    return table
-
-
-def _print_json(value: Any) -> int:
-    out.print(json.dumps(value, indent=2, ensure_ascii=False), markup=False, soft_wrap=True)
-    return 0

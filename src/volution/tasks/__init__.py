@@ -1,6 +1,12 @@
 """A backbone and a head, and what it means for them to be right: image classification so far."""
 
-from volution.tasks.checkpoint import Classifier, load_classifier, save_classifier, start_from
+from volution.tasks.checkpoint import (
+    Classifier,
+    load_classifier,
+    load_official_classifier,
+    save_classifier,
+    start_from,
+)
 from volution.tasks.classification import Accuracy, create_model, input_config
 
 __all__ = [
@@ -9,6 +15,7 @@ __all__ = [
     "create_model",
     "input_config",
     "load_classifier",
+    "load_official_classifier",
     "save_classifier",
     "start_from",
 ]

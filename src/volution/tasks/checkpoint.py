@@ -17,7 +17,13 @@ from volution.hub.transfer import CONFIG, WEIGHTS
 from volution.tasks.classification import create_model, input_config
 from volution.tasks.repository import Description, read_description
 
-__all__ = ["Classifier", "load_classifier", "save_classifier", "start_from"]
+__all__ = [
+    "Classifier",
+    "load_classifier",
+    "load_official_classifier",
+    "save_classifier",
+    "start_from",
+]
 
 # What training writes into the folder of a run.
 _BEST = "best.safetensors"
@@ -97,6 +103,27 @@ def load_classifier(path: str | os.PathLike[str], model: str | None = None) -> C
     )
     models.load_official(net, weights)
     return Classifier(net.eval(), **vars(described))
+
+
+def load_official_classifier(
+    name: str, checkpoint: str | os.PathLike[str] | None = None
+) -> Classifier:
+    """Return a network with its authors' weights and the input they were made for.
+
+    Args:
+        name: The network's name in timm, such as ``van_b0`` or ``hornet_large_gf.in22k``.
+        checkpoint: A file with the weights; None downloads them, where the authors keep them at
+            an address that can be downloaded.
+
+    Raises:
+        ValueError: If there is no such network, or ``checkpoint`` is damaged or of another one.
+        OSError: If the weights cannot be found or fetched; the message says where they are kept.
+    """
+    if checkpoint is not None:
+        return load_classifier(checkpoint, name)
+    net = create_model(name, pretrained=True)
+    names = tuple(str(i) for i in range(int(net.num_classes)))  # type: ignore[arg-type]
+    return Classifier(net.eval(), name, names, input_config(net))
 
 
 def start_from(model: nn.Module, path: str | os.PathLike[str]) -> None:
