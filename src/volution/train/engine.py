@@ -23,8 +23,10 @@ from volution.train.config import TrainConfig
 from volution.train.distillation import make_teacher
 from volution.train.fit import TrainResult
 from volution.train.history import History
+from volution.train.launching import others
 from volution.train.module import ClassificationModule
 from volution.train.progress import Progress
+from volution.train.ranks import is_first
 
 __all__ = ["Run"]
 
@@ -86,17 +88,15 @@ class Run:
         judged = replace(self.classifier, model=self.module.judged)
         keep = Checkpoints(folder / run_folder.LAST, folder / run_folder.BEST, judged)
         own: list[Callback] = [history, keep]
-        if show_progress:
+        if show_progress and is_first():
             own.append(Progress(history, self.config.batch_size))
-        with _quiet(), _interruptible():
+        with _quiet(), _interruptible(), others(self.config, folder, resume):
             trainer = Trainer(
                 **parallel.place(self.config),
                 max_epochs=self.config.epochs,
                 accumulate_grad_batches=self.config.accumulate,
                 gradient_clip_val=self.config.clip_grad,
                 default_root_dir=folder,
-                # The loaders divide each batch themselves.
-                use_distributed_sampler=False,
                 callbacks=[*own, *callbacks],
                 logger=False,
                 enable_checkpointing=False,

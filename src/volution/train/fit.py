@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from volution._support.extras import needs
 from volution.train import folder as run_folder
 from volution.train.config import TrainConfig, read_config
+from volution.train.ranks import in_place
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -67,11 +68,12 @@ def fit(
         MissingExtra: If Lightning is not installed.
     """
     with needs("train"):
-        from volution.train import engine
+        from volution.train import engine, parallel
+    config = in_place(config)
     config.check()
     # All that can fail on bad settings comes before the folder is touched.
     run = engine.Run.build(config)
-    folder = run_folder.prepare(config, overwrite=overwrite)
+    folder = parallel.decided_by_first(run_folder.prepare, config, overwrite=overwrite)
     return run.fit(folder, show_progress=show_progress, callbacks=callbacks)
 
 
@@ -96,7 +98,7 @@ def resume(
     folder = Path(folder)
     if not (folder / run_folder.CONFIG).is_file():
         raise FileNotFoundError(f"resume: no run at {folder} (no {run_folder.CONFIG} in it)")
-    config = read_config(folder / run_folder.CONFIG)
+    config = in_place(read_config(folder / run_folder.CONFIG))
     last = folder / run_folder.LAST
     if not last.is_file():
         raise FileNotFoundError(
