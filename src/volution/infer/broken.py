@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import weakref
 from collections.abc import Collection, Iterator
 
 __all__ = ["BrokenList"]
@@ -23,6 +24,7 @@ class BrokenList(Collection[str]):
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._count = 0
 
     def add(self, message: str) -> None:

@@ -20,7 +20,8 @@ class Item(NamedTuple):
     content: bytes | None  # the file's bytes; None: the file at ``name``
 
 
-class Survey(NamedTuple):
+@dataclass(frozen=True)
+class Survey:
     """How many images there are, and a digest of their names in their order."""
 
     count: int

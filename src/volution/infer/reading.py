@@ -47,7 +47,7 @@ def read_batches(
     loader = DataLoader(
         _Reader(read, transform),
         # Items instead of positions: the workers need no list to look them up in.
-        batch_sampler=_batched(items, batch_size),  # type: ignore[arg-type]
+        batch_sampler=_batched(items, batch_size),
         num_workers=workers,
         generator=torch.Generator(),
         collate_fn=_collate,

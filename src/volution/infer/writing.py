@@ -159,8 +159,8 @@ def open_writer(path: Path, *, top: int, width: int | None = None) -> Iterator[W
             ".jsonl": JsonLinesWriter,
         }
         # Names of files that are no UTF-8 are written as they are.
-        options = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
-        with unfinished.open("w", **options) as text:
+        as_is = "surrogateescape"
+        with unfinished.open("w", encoding="utf-8", errors=as_is, newline="\n") as text:
             plain = makers[path.suffix](text)
             yield plain
             plain.finish()
