@@ -8,6 +8,7 @@
 from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images, open_image
 from volution.data.loader import Batch, loader, set_position
 from volution.data.sources import load, split
+from volution.data.stream import Stream
 from volution.data.transforms import Augmentation, InputConfig
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ImageFiles",
     "Images",
     "InputConfig",
+    "Stream",
     "find_images",
     "load",
     "loader",

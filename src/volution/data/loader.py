@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from volution.data.images import Images
 from volution.data.order import Batches, Item
 from volution.data.seeding import sample_seed, seeded
+from volution.data.stream import Stream, StreamBatches, StreamItem
+from volution.data.transforms import Transform
 
 __all__ = ["Batch", "loader", "set_position"]
 
@@ -24,6 +27,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (N,)
     indices: Tensor  # (N,), positions in the data
     broken: list[str]
+    names: Sequence[str] = ()  # of the images, where they come from a stream
 
 
 class _Sample(NamedTuple):
@@ -31,11 +35,12 @@ class _Sample(NamedTuple):
     label: int
     position: int
     problem: str
+    name: str | None = None
 
 
 def loader(
-    images: Images,
-    transform: Callable[[Image.Image], Tensor],
+    images: Images | Stream,
+    transform: Transform,
     *,
     batch_size: int,
     workers: int = 0,
@@ -47,7 +52,9 @@ def loader(
     """Return batches of transformed images.
 
     Args:
-        images: What to read.
+        images: What to read; from a stream, in an order that it allows (see
+            :mod:`volution.data.stream`), and ranks without shuffling take one share each after
+            the other.
         transform: Makes a tensor of an image.
         batch_size: Images per batch, on all ranks together; fewer where some cannot be read.
         workers: Processes that read ahead; 0 reads in this one.
@@ -72,16 +79,22 @@ def loader(
         >>> [len(b.labels) for b in second]
         [100, 59]
     """
-    batches = Batches(
-        len(images),
-        batch_size=batch_size,
-        seed=shuffle_seed,
-        repeats=repeats,
-        rank=rank,
-        ranks=ranks,
-    )
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "seed": shuffle_seed,
+        "repeats": repeats,
+        "rank": rank,
+        "ranks": ranks,
+    }
+    dataset: Dataset[_Sample]
+    if isinstance(images, Stream):
+        dataset = _Streamed(images, transform, shuffle_seed)
+        batches: Batches = StreamBatches(images, **settings)
+    else:
+        dataset = _Transformed(images, transform, shuffle_seed)
+        batches = Batches(len(images), **settings)
     return DataLoader(
-        _Transformed(images, transform, shuffle_seed),  # type: ignore[arg-type]
+        dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -109,17 +122,14 @@ def set_position(loader: DataLoader[Batch], epoch: int, batches_done: int = 0) -
             f"{batches_done}"
         )
     order = loader.batch_sampler
-    # What is read in order has no sampler: it keeps the position itself.
-    holder = order if isinstance(order, Batches) else loader.dataset
-    holder.set_position(epoch, batches_done)  # type: ignore[attr-defined]
+    assert isinstance(order, Batches)
+    order.set_position(epoch, batches_done)
 
 
 class _Transformed(Dataset[_Sample]):
     """Images by position; with epoch and repetition, a seed decides their transform alone."""
 
-    def __init__(
-        self, images: Images, transform: Callable[[Image.Image], Tensor], seed: int | None
-    ) -> None:
+    def __init__(self, images: Images, transform: Transform, seed: int | None) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
@@ -128,17 +138,45 @@ class _Transformed(Dataset[_Sample]):
         return len(self.images)
 
     def __getitem__(self, item: Item) -> _Sample:
-        position = item if isinstance(item, int) else item[0]
-        label = self.images.labels[position]
-        try:
-            image = self.images.open(position)
-        except (ValueError, FileNotFoundError) as error:
-            return _Sample(None, label, position, str(error))
-        if isinstance(item, int) or self.seed is None:
-            return _Sample(self.transform(image), label, position, "")
-        _, epoch, repeat = item
-        with seeded(sample_seed(self.seed, epoch, position, repeat)):
-            return _Sample(self.transform(image), label, position, "")
+        place = item if isinstance(item, tuple) else (item, 0, 0)
+        position = place[0]
+        read = partial(self.images.open, position)
+        return _sample(read, self.images.labels[position], place, self.transform, self.seed)
+
+
+class _Streamed(Dataset[_Sample]):
+    """Images of a stream, whose sampler has read them: what is left is to decode them."""
+
+    def __init__(self, stream: Stream, transform: Transform, seed: int | None) -> None:
+        self.stream = stream
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __getitem__(self, item: StreamItem) -> _Sample:
+        read = partial(item.open, self.stream.channels)
+        found = _sample(read, item.label, item.place, self.transform, self.seed)
+        return found._replace(name=item.sample.name)
+
+
+def _sample(
+    read: Callable[[], Image.Image],
+    label: int,
+    place: tuple[int, int, int],
+    transform: Transform,
+    seed: int | None,
+) -> _Sample:
+    position, epoch, repeat = place
+    try:
+        image = read()
+    except (ValueError, FileNotFoundError) as error:
+        return _Sample(None, label, position, str(error))
+    if seed is None:
+        return _Sample(transform(image), label, position, "")
+    with seeded(sample_seed(seed, epoch, position, repeat)):
+        return _Sample(transform(image), label, position, "")
 
 
 def _collate(samples: list[_Sample]) -> Batch:
@@ -148,6 +186,7 @@ def _collate(samples: list[_Sample]) -> Batch:
         torch.tensor([sample.label for sample in good], dtype=torch.long),
         torch.tensor([sample.position for sample in good], dtype=torch.long),
         [sample.problem for sample in samples if sample.image is None],
+        [sample.name for sample in good if sample.name is not None],
     )
 
 
