@@ -8,11 +8,11 @@ from typing import Any, ClassVar, cast
 
 import torch
 from timm.layers import ClassifierHead, is_exportable
-from timm.models import checkpoint_seq
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from volution import ops
+from volution.models._checkpointing import recompute
 from volution.models.official import strip_official_names
 
 # One call in traced graphs, which have no sizes to compare.
@@ -258,7 +258,9 @@ class Pyramid(nn.Module):
         module = getattr(self, name)
         if self.grad_checkpointing and name != "stem" and not torch.jit.is_tracing():
             if isinstance(module, nn.Sequential):
-                return cast(Tensor, checkpoint_seq(module, x))
+                for block in module:
+                    x = recompute(block, x)
+                return x
             if hasattr(module, "forward_checkpointed"):
                 return cast(Tensor, module.forward_checkpointed(x))
         return cast(Tensor, module(x))

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import checkpoint
 from torch import Tensor, nn
 
+from volution.models._checkpointing import recompute
 from volution.models.official import renames_official
 from volution.ops import PositionTable
 from volution.ops._shared.layout import strided
@@ -108,9 +108,9 @@ class Stage(nn.Module):
 
     def forward_checkpointed(self, x: Tensor) -> Tensor:
         """Run the stage; what happens inside a layer is computed again in the backward pass."""
-        x = checkpoint(self.downsample, x)
+        x = recompute(self.downsample, x)
         for block in self._blocks():
-            x = checkpoint(block, x, self.position)
+            x = recompute(block, x, self.position)
         return x
 
     def _blocks(self) -> list[nn.Module]:
