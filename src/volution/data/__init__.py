@@ -5,7 +5,8 @@
 (1438, 359, 10)
 """
 
-from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images, open_image
+from volution.data.decoding import decode_image, open_image
+from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images
 from volution.data.loader import Batch, loader, set_position
 from volution.data.sources import load, split
 from volution.data.stream import Stream
@@ -20,6 +21,7 @@ __all__ = [
     "Images",
     "InputConfig",
     "Stream",
+    "decode_image",
     "find_images",
     "load",
     "loader",

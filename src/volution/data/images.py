@@ -10,9 +10,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from volution.data.decoding import MAX_PIXELS, open_image
 from volution.data.transforms import Augmentation
 
-__all__ = ["ImageArrays", "ImageData", "ImageFiles", "Images", "find_images", "open_image"]
+__all__ = ["ImageArrays", "ImageData", "ImageFiles", "Images", "find_images"]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """File names that end so are images, in small or capital letters."""
@@ -67,17 +68,19 @@ class ImageFiles:
         paths: The files.
         labels: Class numbers.
         channels: 3 reads RGB, 1 grey.
+        max_pixels: Larger images are refused.
     """
 
     paths: Sequence[Path]
     labels: Sequence[int]
     channels: int = 3
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        return open_image(self.paths[index], self.channels)
+        return open_image(self.paths[index], self.channels, self.max_pixels)
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
@@ -108,28 +111,6 @@ class ImageData:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
-
-
-def open_image(path: Path, channels: int = 3) -> Image.Image:
-    """Read an image file completely.
-
-    Args:
-        path: The file.
-        channels: 3 for RGB, 1 for grey.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded; the message names the file.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB" if channels == 3 else "L")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image at {path}") from None
-    # Pillow's decoders raise whatever a broken file makes them stumble over.
-    except (OSError, SyntaxError, ValueError, IndexError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(repr(str(path)), "the file")
-        raise ValueError(f"{path} is not a readable image: {reason}") from error
 
 
 def find_images(folder: Path) -> list[Path]:
