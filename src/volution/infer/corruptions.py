@@ -89,7 +89,8 @@ def corrupt(image: Image.Image, name: str, severity: int) -> Image.Image:
         return _pixelate(image, parameter)
     values = pil_to_tensor(image).float() / 255
     changed = _MADE[name](values, parameter, _generator(image))
-    return to_pil_image((changed.clamp(0, 1) * 255).round().byte())
+    made: Image.Image = to_pil_image((changed.clamp(0, 1) * 255).round().byte())
+    return made
 
 
 def _generator(image: Image.Image) -> np.random.Generator:
