@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from volution.data.decoding import unlimited
 from volution.data.images import Images
 from volution.data.order import Batches, Item
 from volution.data.seeding import sample_seed, seeded
@@ -173,9 +175,8 @@ def _sample(
         image = read()
     except (ValueError, FileNotFoundError) as error:
         return _Sample(None, label, position, str(error))
-    if seed is None:
-        return _Sample(transform(image), label, position, "")
-    with seeded(sample_seed(seed, epoch, position, repeat)):
+    decided = nullcontext() if seed is None else seeded(sample_seed(seed, epoch, position, repeat))
+    with unlimited(image), decided:
         return _Sample(transform(image), label, position, "")
 
 
