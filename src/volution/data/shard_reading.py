@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import IO, NamedTuple, cast
 from volution.data.images import SUFFIXES
 from volution.data.remote import RemoteFile, is_remote
 
-__all__ = ["RawSample", "Shard", "open_shard", "read_shard"]
+__all__ = ["LABEL", "Facts", "RawSample", "Shard", "read_shard", "scan_shard"]
 
 LABEL = "cls"
 """The part of a sample that holds its class number, as text."""
@@ -22,6 +22,9 @@ LABEL = "cls"
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 # What other tools write beside the samples.
 _META = re.compile(r"__[^/]*__(/|$)")
+_BLOCK = 512
+
+Parts = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,21 @@ class RawSample(NamedTuple):
     label: int | None
 
 
+class Facts(NamedTuple):
+    """What a look through a shard shows."""
+
+    samples: int
+    highest: int  # label, -1 without any
+    unlabelled: str  # where the first sample without a label is, or nothing
+
+
 def read_shard(
-    place: str, *, wanted: Collection[int] | None = None, labelled: bool = True
+    shard: Shard, *, wanted: Collection[int] | None = None, labelled: bool = True
 ) -> Iterator[RawSample]:
     """Yield samples of a shard in their order.
 
     Args:
-        place: The shard's path or URL.
+        shard: Which one.
         wanted: Numbers of the samples that are asked for; the bytes of others are passed over, and
             nothing is read after the last. None asks for all.
         labelled: Whether each sample must have a label.
@@ -66,45 +77,96 @@ def read_shard(
         OSError: If it cannot be read.
     """
     last = max(wanted, default=-1) if wanted is not None else None
-    number, key, parts = -1, "", dict[str, bytes]()
-    try:
-        with open_shard(place) as archive:
-            for found, kind, member in _members(archive):
-                if found != key:
-                    if parts:
-                        yield _sample(place, number, key, parts, labelled)
-                    if last is not None and number >= last:
-                        return
-                    number, key, parts = number + 1, found, {}
-                if wanted is None or number in wanted:
-                    parts[kind] = _content(archive, member, kind)
-    except (tarfile.TarError, EOFError) as error:
-        after = f"after sample {number} ({key})" if number >= 0 else "at its beginning"
-        raise ValueError(f"shard {place} is damaged or cut off {after}: {error}") from error
-    if parts:
-        yield _sample(place, number, key, parts, labelled)
+
+    def wants(number: int, kind: str) -> bool:
+        return (wanted is None or number in wanted) and (kind == LABEL or _is_image(kind))
+
+    for number, key, parts in _samples(shard, wants):
+        if wanted is None or number in wanted:
+            image = _image(shard, number, key, parts)
+            label = _label(shard, number, key, parts)
+            if label is None and labelled:
+                raise ValueError(f"{_where(shard, number, key)}: it has no label ({key}.{LABEL})")
+            yield RawSample(number, f"{key}.{image}", parts[image], label)
+        if number == last:
+            return
 
 
-@contextmanager
-def open_shard(place: str) -> Iterator[tarfile.TarFile]:
-    """Open a shard for reading from front to back.
+def scan_shard(place: str) -> Facts:
+    """Look through a shard without reading its images.
+
+    Args:
+        place: Its path.
 
     Raises:
         FileNotFoundError: If there is no such shard.
-        tarfile.TarError: If it is not a tar file.
+        ValueError: If it is cut off, has no sample, or one without an image or with a label that
+            is not a number.
         OSError: If it cannot be read.
     """
-    if is_remote(place):
-        with (
-            RemoteFile(place) as remote,
-            tarfile.open(fileobj=cast("IO[bytes]", remote), mode="r|", bufsize=1 << 16) as archive,
-        ):
-            yield archive
+    shard = Shard(place, 0)
+    samples, highest, unlabelled = 0, -1, ""
+    for number, key, parts in _samples(shard, lambda _, kind: kind == LABEL):
+        _image(shard, number, key, parts)
+        label = _label(shard, number, key, parts)
+        if label is None:
+            unlabelled = unlabelled or f"{_where(shard, number, key)}: it has no label"
+        else:
+            highest = max(highest, label)
+        samples += 1
+    if not samples:
+        raise ValueError(f"shard {place} holds no sample")
+    return Facts(samples, highest, unlabelled)
+
+
+def _samples(shard: Shard, wants: Callable[[int, str], bool]) -> Iterator[tuple[int, str, Parts]]:
+    """Yield number, key and parts of each sample; parts that are not wanted are left empty."""
+    number, key, parts = -1, "", Parts()
+    try:
+        with _opened(shard) as archive:
+            for found, kind, member in _members(archive):
+                if found != key:
+                    if parts:
+                        yield number, key, parts
+                    number, key, parts = number + 1, found, {}
+                file = archive.extractfile(member) if wants(number, kind) else None
+                parts[kind] = b"" if file is None else file.read()
+    except (tarfile.TarError, EOFError) as error:
+        after = f"after sample {number} ({key})" if number >= 0 else "at its beginning"
+        raise ValueError(f"shard {shard.place} is damaged or cut off {after}: {error}") from error
+    if parts:
+        yield number, key, parts
+
+
+@contextmanager
+def _opened(shard: Shard) -> Iterator[tarfile.TarFile]:
+    """Open a shard for reading from front to back; at its end it is checked for being whole."""
+    if is_remote(shard.place):
+        with RemoteFile(shard.place) as remote:
+            _check_size(shard, remote.length)
+            file = cast("IO[bytes]", remote)
+            with tarfile.open(fileobj=file, mode="r|", bufsize=1 << 16) as archive:
+                yield archive
         return
-    if not Path(place).is_file():
-        raise FileNotFoundError(f"no shard at {place}")
-    with tarfile.open(place, mode="r:") as archive:
-        yield archive
+    path = Path(shard.place)
+    if not path.is_file():
+        raise FileNotFoundError(f"no shard at {path}")
+    with path.open("rb") as file:
+        _check_size(shard, path.stat().st_size)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            yield archive
+            # Cut off between two members, an archive reads like a shorter one without an end.
+            file.seek(archive.offset)
+            if file.read(_BLOCK) != bytes(_BLOCK):
+                raise tarfile.ReadError("the end of the archive is missing")
+
+
+def _check_size(shard: Shard, size: int | None) -> None:
+    if None not in (size, shard.bytes) and size != shard.bytes:
+        raise ValueError(
+            f"shard {shard.place} is cut off or another one: it has {size} bytes, its index says "
+            f"{shard.bytes}"
+        )
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -117,29 +179,28 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarIn
         archive.members = []  # type: ignore[attr-defined]
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> bytes:
-    """Return a part's bytes where they matter, nothing otherwise."""
-    if kind != LABEL and f".{kind}" not in SUFFIXES:
-        return b""
-    file = archive.extractfile(member)
-    return file.read() if file is not None else b""
+def _is_image(kind: str) -> bool:
+    return f".{kind}" in SUFFIXES
 
 
-def _sample(
-    place: str, number: int, key: str, parts: dict[str, bytes], labelled: bool
-) -> RawSample:
-    where = f"shard {place}, sample {number} ({key})"
-    kind = next((kind for kind in parts if f".{kind}" in SUFFIXES), None)
+def _where(shard: Shard, number: int, key: str) -> str:
+    return f"shard {shard.place}, sample {number} ({key})"
+
+
+def _image(shard: Shard, number: int, key: str, parts: Parts) -> str:
+    """Return which part of a sample is the image."""
+    kind = next(filter(_is_image, parts), None)
     if kind is None:
-        raise ValueError(f"{where}: it has no image, only {', '.join(sorted(parts))}")
+        only = ", ".join(sorted(parts))
+        raise ValueError(f"{_where(shard, number, key)}: it has no image, only {only}")
+    return kind
+
+
+def _label(shard: Shard, number: int, key: str, parts: Parts) -> int | None:
     text = parts.get(LABEL)
-    if text is None:
-        if labelled:
-            raise ValueError(f"{where}: it has no label ({key}.{LABEL})")
-        return RawSample(number, f"{key}.{kind}", parts[kind], None)
     try:
-        label = int(text)
+        return None if text is None else int(text)
     except ValueError:
-        shown = text[:20].decode(errors="replace")
+        shown = text[:20].decode(errors="replace") if text else ""
+        where = _where(shard, number, key)
         raise ValueError(f"{where}: its label must be a class number, got {shown!r}") from None
-    return RawSample(number, f"{key}.{kind}", parts[kind], label)

@@ -9,7 +9,6 @@ with others of a window, and no more than a window is held in memory, undecoded.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from volution.data.ahead import Ahead
+from volution.data.decoding import MAX_PIXELS, decode_image
 from volution.data.order import Batches
 from volution.data.shard_reading import RawSample, Shard, read_shard
 
@@ -48,7 +48,7 @@ class Stream:
     shards: tuple[Shard, ...]
     classes: int | None
     channels: int = 3
-    max_pixels: int = 100_000_000
+    max_pixels: int = MAX_PIXELS
     window: int = WINDOW
     starts: tuple[int, ...] = field(init=False, repr=False)
 
@@ -88,7 +88,7 @@ class Stream:
         shard, wanted = self.shards[i], set(numbers.tolist())
         whole = None if len(wanted) == shard.samples else wanted
         left = len(wanted)
-        for sample in read_shard(shard.place, wanted=whole, labelled=self.classes is not None):
+        for sample in read_shard(shard, wanted=whole, labelled=self.classes is not None):
             if not left:
                 break
             left -= 1
@@ -127,14 +127,10 @@ class StreamItem(NamedTuple):
         """Position, epoch and repetition, which decide the augmentation."""
         return self.position, self.epoch, self.repeat
 
-    def open(self, channels: int) -> Image.Image:
+    def open(self, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Return the image; raises ``ValueError`` if it cannot be decoded."""
-        try:
-            with Image.open(io.BytesIO(self.sample.image)) as image:
-                return image.convert("RGB" if channels == 3 else "L")
-        except (OSError, SyntaxError, ValueError, IndexError) as error:
-            where = f"{self.shard}: {self.sample.name}"
-            raise ValueError(f"{where} is not a readable image: {error}") from error
+        name = f"{self.shard}: {self.sample.name}"
+        return decode_image(self.sample.image, name, channels, max_pixels)
 
 
 class StreamBatches(Batches):
