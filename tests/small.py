@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from volution import data, tasks
 from volution.train import TrainConfig
+from volution.train.store import Store
 
 SHARED = Path(os.environ.get("VOLUTION_SHARED", Path(__file__).parents[2] / "shared"))
 FLOWERS = SHARED / "data" / "flowers5"
@@ -60,3 +62,12 @@ def break_image(path: Path) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     return path
+
+
+def newest_state(folder: Path) -> dict[str, Any]:
+    """What a run would continue from."""
+    store = Store(folder / "checkpoints")
+    state = store.newest()
+    assert state is not None
+    content: dict[str, Any] = torch.load(store.path(state), weights_only=True)
+    return content

@@ -76,8 +76,8 @@ def test_a_network_that_learned_too_little_fails(short):
 def test_the_quickstart_leaves_everything_behind(short):
     folder, _ = short
     assert {path.name for path in folder.iterdir()} == {
-        "best.safetensors", "config.yaml", "environment.json", "last.ckpt", "metrics.csv",
-        "rednet.onnx", "rednet.safetensors", "report.html",
+        "best.safetensors", "checkpoints", "config.yaml", "environment.json", "metrics.csv",
+        "rednet.onnx", "rednet.safetensors", "report.html", "steps.csv",
     }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 Exit codes: 0 done, 1 done but something is wrong with the result (an image of many could not be
 read, a check failed), 2 not done for a reason that the one line on standard error gives, 130
-interrupted. What a command imports, it imports when it runs.
+interrupted by Ctrl-C, others above 128 stopped by another signal. What a command imports, it
+imports when it runs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from volution._support.extras import MissingExtra
     from volution.cli.parser import run
+    from volution.train import TrainingError
 
     try:
         return run(list(sys.argv[1:] if argv is None else argv))
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ArgumentError, ValueError, TypeError, OSError, MissingExtra) as error:
+    except (ArgumentError, ValueError, TypeError, OSError, MissingExtra, TrainingError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         log.print(f"volution: error: {text}", markup=False, soft_wrap=True)
         return 2

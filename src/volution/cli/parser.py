@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 import docstring_parser
 import jsonargparse
 
 from volution._support.names import unknown
-from volution.cli import measuring, showing, training, using
+from volution.cli import measuring, reporting, showing, training, using
 from volution.cli.words import as_written
 from volution.train import TrainConfig
 from volution.train.config import find_config, recipes
@@ -27,6 +28,8 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "eval": measuring.eval_,
     "verify": measuring.verify,
     "predict": using.predict,
+    "report": reporting.report,
+    "runs": reporting.runs,
     "bench": showing.bench,
     "quickstart": showing.quickstart,
 }
@@ -35,7 +38,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 _GROUPS: dict[str, str] = {}
 
 # Given by their place, not by a name, unless the function takes them by name only.
-_POSITIONAL = ("checkpoint", "images", "name", "pattern", "what")
+_POSITIONAL = ("checkpoint", "images", "name", "pattern", "run", "what")
 
 
 def run(words: Sequence[str]) -> int:
@@ -57,7 +60,10 @@ def run(words: Sequence[str]) -> int:
         if inner.command is None:
             raise ValueError(f"{settings.command} needs one of: {', '.join(chosen)}")
         chosen, inner = chosen[inner.command], inner[inner.command]
-    return _call(chosen, vars(inner))
+    if chosen is training.train:
+        # The words once more, without what nobody asked for.
+        return _train(vars(inner), vars(parser.parse_args(list(words), defaults=False).train))
+    return chosen(**vars(inner))
 
 
 def build(chosen: Sequence[str] = ()) -> jsonargparse.ArgumentParser:
@@ -120,7 +126,7 @@ def _add_arguments(
         about = f"YAML file of settings, or the name of a recipe: {known}."
         parser.add_argument("--config", action=_ConfigFile, help=about)
         parser.add_class_arguments(TrainConfig, as_group=False)
-        parser.add_function_arguments(function, as_group=False, skip={"config"})
+        parser.add_function_arguments(function, as_group=False, skip={"config", "given"})
         return
     by_hand: set[str | int] = set()
     hints = get_type_hints(function)
@@ -128,8 +134,9 @@ def _add_arguments(
         kind, help = hints[name], texts[name]
         if kind is bool:
             parser.add_argument(f"--{name}", action="store_true", help=help)
-        elif kind == list[str]:
-            parser.add_argument(name, type=str, nargs="+", help=help)
+        elif kind in (list[str], list[str] | None):
+            many = "+" if parameter.default is parameter.empty else "*"
+            parser.add_argument(name, type=str, nargs=many, help=help)
         elif parameter.kind is parameter.KEYWORD_ONLY or name not in _POSITIONAL:
             continue
         elif parameter.default is parameter.empty:
@@ -140,10 +147,8 @@ def _add_arguments(
     parser.add_function_arguments(function, as_group=False, skip=by_hand)
 
 
-def _call(function: Command, settings: dict[str, Any]) -> int:
-    if function is training.train:
-        settings.pop("config")
-        others = [name for name in inspect.signature(function).parameters if name != "config"]
-        rest = {name: settings.pop(name) for name in others}
-        return function(TrainConfig(**settings), **rest)
-    return function(**settings)
+def _train(settings: dict[str, Any], given: dict[str, Any]) -> int:
+    names = {field.name for field in fields(TrainConfig)}
+    own = {name: value for name, value in settings.items() if name in names}
+    rest = {name: settings[name] for name in settings.keys() - names - {"config"}}
+    return training.train(TrainConfig(**own), **rest, given=sorted(names & given.keys()))

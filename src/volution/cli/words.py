@@ -10,7 +10,10 @@ from volution.train import TrainConfig
 __all__ = ["as_written"]
 
 _TAKES_CHECKPOINT = ("eval", "predict")
-_SWITCHES = {f"--{field.name}" for field in fields(TrainConfig) if field.type in (bool, "bool")}
+_SWITCHES = {
+    "--overwrite",
+    *(f"--{field.name}" for field in fields(TrainConfig) if field.type in (bool, "bool")),
+}
 
 
 def as_written(words: Sequence[str]) -> list[str]:

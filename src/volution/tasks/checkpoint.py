@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from volution import hub, models
 from volution.data import InputConfig
@@ -49,13 +50,18 @@ class Classifier:
 
 
 def save_classifier(
-    path: str | os.PathLike[str], classifier: Classifier, **remarks: str | int | float
+    path: str | os.PathLike[str],
+    classifier: Classifier,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    **remarks: str | int | float,
 ) -> None:
     """Write a classifier as safetensors, with what is needed to use it in the file's metadata.
 
     Args:
         path: The file; its folder must exist.
         classifier: What to write.
+        weights: Weights to write instead of those that the network has now.
         **remarks: Further metadata, such as the accuracy that was measured.
     """
     metadata = {
@@ -65,7 +71,8 @@ def save_classifier(
         "input": classifier.input.to_json(),
         **{key: str(value) for key, value in remarks.items()},
     }
-    hub.write_checkpoint(path, classifier.model.state_dict(), metadata)
+    state = classifier.model.state_dict() if weights is None else weights
+    hub.write_checkpoint(path, state, metadata)
 
 
 def load_classifier(path: str | os.PathLike[str], model: str | None = None) -> Classifier:

@@ -5,6 +5,16 @@
 """
 
 from volution.train.config import TrainConfig
-from volution.train.fit import TrainResult, fit, resume
+from volution.train.fit import TrainResult, can_resume, fit, resume
+from volution.train.interruption import Interrupted
+from volution.train.trouble import TrainingError
 
-__all__ = ["TrainConfig", "TrainResult", "fit", "resume"]
+__all__ = [
+    "Interrupted",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingError",
+    "can_resume",
+    "fit",
+    "resume",
+]

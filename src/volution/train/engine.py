@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,15 +16,19 @@ from lightning.pytorch import Callback, Trainer
 from volution import data, tasks
 from volution.train import building, loggers, parallel
 from volution.train import folder as run_folder
-from volution.train.callbacks import Checkpoints
+from volution.train.checkpoints import Checkpoints
 from volution.train.config import TrainConfig
 from volution.train.distillation import make_teacher
 from volution.train.fit import TrainResult
 from volution.train.history import History
+from volution.train.interruption import Interruption, stopping
 from volution.train.launching import others
 from volution.train.module import ClassificationModule
 from volution.train.progress import Progress
 from volution.train.ranks import is_first
+from volution.train.saving import BackgroundIO
+from volution.train.store import Best, Store
+from volution.train.trouble import explained
 
 __all__ = ["Run"]
 
@@ -40,6 +42,8 @@ _KNOWN_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*",
     # Batches of unreadable images are skipped, and reported at the end.
     r".*`training_step` returned `None`.*",
+    # The loader is told its position.
+    r"You're resuming from a checkpoint that ended before the epoch ended.*",
     # The averaged weights are never trained.
     r"Found \d+ module\(s\) in eval mode at the start of training.*",
 )
@@ -63,10 +67,11 @@ class Run:
         inputs = building.input_config(config, net, images)
         loaders = partial(building.loaders, config, images, inputs)
         teacher = make_teacher(config, images.classes, inputs)
+        shape = (inputs.channels, inputs.image_size, inputs.image_size)
         return cls(
             config,
             tasks.Classifier(net, config.model, images.classes, inputs, config.model_args),
-            ClassificationModule(net, config, len(images.classes), loaders, teacher),
+            ClassificationModule(net, config, len(images.classes), loaders, teacher, shape),
         )
 
     def fit(
@@ -77,22 +82,28 @@ class Run:
         show_progress: bool = True,
         callbacks: Sequence[Callback] = (),
     ) -> TrainResult:
-        """Train until the last epoch, from the first or from a checkpoint."""
-        if resume is not None:
-            _check_readable(resume)
+        """Train until the last epoch, from the first or from a saved state."""
         history = History(
             folder / run_folder.METRICS,
             folder / run_folder.STEPS,
             loggers.run_loggers(self.config, folder),
         )
-        judged = replace(self.classifier, model=self.module.judged)
-        keep = Checkpoints(folder / run_folder.LAST, folder / run_folder.BEST, judged)
+        io = self._io(folder)
+        interruption = Interruption(told=show_progress and is_first())
+        keep = Checkpoints(io, self.config, interruption, start=io.store.find(resume))
         own: list[Callback] = [history, keep]
         if show_progress and is_first():
             own.append(Progress(history, self.config.batch_size))
-        with _quiet(), _interruptible(), others(self.config, folder, resume):
+        place = parallel.place(self.config)
+        with (
+            _quiet(),
+            explained(self.config, folder),
+            interruption,
+            stopping(interruption),
+            others(self.config, folder, resume),
+        ):
             trainer = Trainer(
-                **parallel.place(self.config),
+                **{**place, "plugins": [*place["plugins"], io]},
                 max_epochs=self.config.epochs,
                 accumulate_grad_batches=self.config.accumulate,
                 gradient_clip_val=self.config.clip_grad,
@@ -107,12 +118,30 @@ class Run:
             trainer.fit(self.module, ckpt_path=resume, weights_only=True)
         return TrainResult(folder, keep.best_top1, history.rows, list(self.module.broken))
 
+    def _io(self, folder: Path) -> BackgroundIO:
+        store = Store(folder / run_folder.CHECKPOINTS, keep=self.config.keep)
+        prefix = "model." if self.module.average is None else "average.module."
 
-def _check_readable(checkpoint: Path) -> None:
-    try:
-        torch.load(checkpoint, map_location="meta", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise ValueError(f"resume: {checkpoint} is damaged: {error}") from error
+        def write_best(path: Path, weights: dict[str, torch.Tensor], best: Best) -> None:
+            tasks.save_classifier(
+                path, self.classifier, weights=weights, epoch=best.epoch, val_top1=best.top1
+            )
+
+        return BackgroundIO(store, folder / run_folder.BEST, prefix, write_best)
+
+
+def finished(start: run_folder.Start) -> TrainResult:
+    """Return what came of a run that is at its end."""
+    assert start.state is not None
+    # Mapped, not read: the weights stay where they are.
+    state = torch.load(start.state, map_location="cpu", weights_only=True, mmap=True)
+    callbacks = state["callbacks"]
+    return TrainResult(
+        start.folder,
+        callbacks[Checkpoints.__qualname__]["best_top1"],
+        callbacks[History.__qualname__]["rows"],
+        state["broken"],
+    )
 
 
 @contextmanager
@@ -130,19 +159,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C come out as the ``KeyboardInterrupt`` it was.
-
-    Lightning exits with code 1 instead, as from a failure, and leaves Ctrl-C switched off.
-    """
-    try:
-        main_thread_handler = signal.getsignal(signal.SIGINT)
-        yield
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, main_thread_handler)
-            raise KeyboardInterrupt from error
-        raise

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from volution._support.console import log
 from volution._support.extras import needs
 from volution.train import folder as run_folder
-from volution.train.config import TrainConfig, read_config
-from volution.train.ranks import in_place
+from volution.train.config import TrainConfig
+from volution.train.ranks import in_place, is_first
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-__all__ = ["TrainResult", "fit", "resume"]
+__all__ = ["TrainResult", "can_resume", "fit", "resume"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def fit(
     show_progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    """Train a network, from the beginning.
+    """Train a network, or go on with a run of the same settings in the same folder.
 
-    The same settings give the same weights on the same machine.
+    The same settings give the same weights on the same machine, however often the run was
+    interrupted. A run that is finished is left as it is.
 
     Args:
         config: What to do.
@@ -60,53 +62,85 @@ def fit(
 
     Returns:
         What came of it. The folder then holds ``config.yaml``, ``environment.json``,
-        ``metrics.csv``, ``best.safetensors`` and, to continue from, ``last.ckpt``.
+        ``metrics.csv``, ``best.safetensors`` and, to continue from, ``checkpoints/``.
 
     Raises:
-        ValueError: If a setting cannot work, or the folder holds a run or cannot be written;
-            nothing was written then.
+        ValueError: If a setting cannot work, or the folder holds a run with other settings or
+            cannot be written; nothing was written then.
+        TrainingError: If the run had to stop; the message says where it can continue.
+        Interrupted: If a signal asked it to stop; its state was saved.
         MissingExtra: If Lightning is not installed.
     """
     with needs("train"):
         from volution.train import engine, parallel
     config = in_place(config)
     config.check()
+    if not overwrite and run_folder.holds_run(config.folder):
+        start = parallel.decided_by_first(run_folder.begin, config)
+        return _continue(config, start, show_progress, callbacks)
     # All that can fail on bad settings comes before the folder is touched.
     run = engine.Run.build(config)
-    folder = parallel.decided_by_first(run_folder.prepare, config, overwrite=overwrite)
-    return run.fit(folder, show_progress=show_progress, callbacks=callbacks)
+    start = parallel.decided_by_first(run_folder.begin, config, overwrite=overwrite)
+    return run.fit(start.folder, show_progress=show_progress, callbacks=callbacks)
 
 
 def resume(
     folder: str | os.PathLike[str],
     *,
+    changes: Mapping[str, Any] | None = None,
     show_progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    """Continue a run after its last complete epoch, to the result it would have had.
+    """Continue a run from its last good state, to the result it would have had.
 
     Args:
-        folder: The run's folder, with its ``config.yaml`` and ``last.ckpt``.
+        folder: The run's folder, with its ``config.yaml`` and ``checkpoints/``.
+        changes: Settings for the rest of the run; only such as say where and how carefully it
+            computes may differ (``volution.train.config.PLACE``).
         show_progress: As in :func:`fit`.
         callbacks: As in :func:`fit`.
 
     Raises:
         FileNotFoundError: If there is no such run.
-        ValueError: If its files are damaged.
-        MissingExtra: If Lightning is not installed.
+        ValueError: If its files are damaged, or a setting may not change.
+        TrainingError: As in :func:`fit`, like the next two.
+        Interrupted: As above.
+        MissingExtra: As above.
     """
-    folder = Path(folder)
-    if not (folder / run_folder.CONFIG).is_file():
-        raise FileNotFoundError(f"resume: no run at {folder} (no {run_folder.CONFIG} in it)")
-    config = in_place(read_config(folder / run_folder.CONFIG))
-    last = folder / run_folder.LAST
-    if not last.is_file():
-        raise FileNotFoundError(
-            f"resume: {folder} has no {last.name}, its first epoch was not completed; start again"
-        )
     with needs("train"):
-        from volution.train import engine
+        from volution.train import parallel
+    config, start = parallel.decided_by_first(run_folder.proceed, Path(folder), changes)
+    config = in_place(config)
     config.check()
-    # All weights come from the checkpoint; the file they started from may be gone.
-    run = engine.Run.build(replace(config, weights=None))
-    return run.fit(folder, resume=last, show_progress=show_progress, callbacks=callbacks)
+    return _continue(config, start, show_progress, callbacks)
+
+
+def can_resume(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder holds a run with a saved state.
+
+    Example:
+        >>> can_resume("runs/none")
+        False
+    """
+    return run_folder.holds_run(Path(folder)) and run_folder.has_state(Path(folder))
+
+
+def _continue(
+    config: TrainConfig,
+    start: run_folder.Start,
+    show_progress: bool,
+    callbacks: Sequence[Callback],
+) -> TrainResult:
+    from volution.train import engine
+
+    if start.finished:
+        if show_progress and is_first():
+            text = f"{start.folder} is finished, all {config.epochs} epochs of it"
+            log.print(text, markup=False, soft_wrap=True)
+        return engine.finished(start)
+    if start.state is not None:
+        # All weights come from the state; the file they started from may be gone.
+        config = replace(config, weights=None, pretrained=False)
+    return engine.Run.build(config).fit(
+        start.folder, resume=start.state, show_progress=show_progress, callbacks=callbacks
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from timm.utils import ModelEmaV3
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -17,12 +17,19 @@ from torch.utils.data import DataLoader
 from volution.data import Batch, set_position
 from volution.tasks import Accuracy
 from volution.train import optimisation
+from volution.train.average import MovingAverage
+from volution.train.chance import seed_step
 from volution.train.config import TrainConfig
 from volution.train.distillation import Teacher
 from volution.train.freezing import frozen_modules
 from volution.train.objective import Objective
+from volution.train.sharding import shard
+from volution.train.together import filled, processes, summed, union
+from volution.train.trouble import TrainingError
 
 __all__ = ["ClassificationModule"]
+
+_STEPS_BETWEEN_CHECKS = 20
 
 
 class ClassificationModule(LightningModule):
@@ -35,6 +42,7 @@ class ClassificationModule(LightningModule):
         make_loaders: Returns the batches to learn from and those to measure with, of a rank and a
             number of ranks.
         teacher: What the network learns from besides the labels.
+        image_shape: Channels, height and width of the images.
 
     Attributes:
         average: The moving average of the weights, if there is one.
@@ -48,21 +56,26 @@ class ClassificationModule(LightningModule):
         num_classes: int,
         make_loaders: Callable[[int, int], tuple[DataLoader[Batch], DataLoader[Batch]]],
         teacher: Teacher | None = None,
+        image_shape: tuple[int, int, int] = (3, 224, 224),
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.num_classes = num_classes
         self.make_loaders = make_loaders
+        self.image_shape = image_shape
         # Which rank this is shows only when the processes have found each other; how many batches
         # there are, and whether there are enough, is the same on all.
         self.loaders = make_loaders(0, config.ranks)
         self.accuracy = Accuracy(num_classes)
         self.broken: dict[str, None] = {}  # a set that keeps its order
-        self.average: ModelEmaV3 | None = None
+        self.epoch, self.batches_done = 0, 0
+        # Sums of losses, and images: learned by all in this epoch, measured by this process.
+        self.learned = torch.zeros(2, dtype=torch.float64)
+        self.measured = torch.zeros(2, dtype=torch.float64)
+        self.average: MovingAverage | None = None
         if config.ema_decay is not None:
-            self.average = ModelEmaV3(model, decay=config.ema_decay)
-            self.average.requires_grad_(False)
+            self.average = MovingAverage(model, decay=config.ema_decay)
         self.objective = Objective(config, num_classes, teacher)
         self.train()
 
@@ -82,34 +95,70 @@ class ClassificationModule(LightningModule):
         logits: Tensor = model(images.to(memory_format=torch.channels_last))
         return logits
 
+    def configure_model(self) -> None:
+        networks = [self.model] if self.average is None else [self.model, self.average.module]
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            for net in networks:
+                shard(net, self.trainer.strategy.device_mesh["data_parallel"])
+        if self.config.compile:
+            for net in networks:
+                net.compile()
+
     def train_dataloader(self) -> DataLoader[Batch]:
         self.loaders = self.make_loaders(self.trainer.global_rank, self.trainer.world_size)
-        # A resumed run asks for its first batch before Lightning tells the sampler the epoch.
-        epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        set_position(self.loaders[0], epoch)
+        # A resumed run asks for its first batch before Lightning starts the epoch.
+        set_position(self.loaders[0], self.epoch, self.batches_done)
         return self.loaders[0]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.loaders[1]
 
+    def on_train_start(self) -> None:
+        # Apple's GPUs have no float64.
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
+        self.learned = self.learned.to(self.device, exact)
+        self.measured = self.measured.to(self.device, exact)
+        if self.average is not None:
+            self.average.settle(self.model)
+
     def on_train_epoch_start(self) -> None:
-        # Dropout draws anew in each epoch, whatever came before: a resumed run repeats it.
-        seed = self.config.seed * 100_003 + self.current_epoch
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - what timm mixes with
+        if self.epoch != self.current_epoch:
+            self.epoch, self.batches_done = self.current_epoch, 0
+            set_position(self.loaders[0], self.epoch)
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        seed_step(self.config.seed, self.epoch, index, self.global_rank, self.device)
 
     def training_step(self, batch: Batch, index: int) -> Tensor | None:
+        self.batches_done = index + 1
         self.broken.update(dict.fromkeys(batch.broken))
-        if len(batch.labels) < 2:  # too few are readable for batch statistics
+        if len(batch.labels) < 2 and processes() == 1:  # too few for batch statistics
             return None
+        readable = len(batch.labels)
+        batch = filled(batch, self.image_shape)
         loss = self.objective(self, batch.images, batch.labels)
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}; lower the learning "
-                f"rate (lr={self.config.scaled_lr}) or warm up longer"
-            )
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(batch.labels))
-        return loss
+        here = torch.stack([loss.detach().to(self.learned.dtype), self.learned.new_ones(())])
+        step = summed(here * readable)
+        self.learned += step
+        # Fetching a number from a GPU waits for it.
+        if self.device.type == "cpu" or index % _STEPS_BETWEEN_CHECKS == 0:
+            self._check_loss(index)
+        if processes() == 1:
+            return loss
+        # Gradients are averaged over processes; this makes of it the average over images.
+        return loss * (readable * processes() / step[1].clamp(min=1)).to(loss.dtype)
+
+    def _check_loss(self, index: int) -> None:
+        """Raise if a loss of this epoch was no number; the same on all processes."""
+        total = float(self.learned[0])
+        if math.isfinite(total):
+            return
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        raise TrainingError(
+            f"the loss is {total} in epoch {self.epoch + 1}, batch {index + 1}, at learning rate "
+            f"{lr:.3g}; lower the learning rate (lr={self.config.scaled_lr}), warm up longer or "
+            f"clip the gradients (clip_grad)"
+        )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -117,19 +166,48 @@ class ClassificationModule(LightningModule):
             self.average.update(self.model)
 
     def on_validation_epoch_start(self) -> None:
+        # Every loss of the epoch counts before anything is measured and kept.
+        self._check_loss(self.batches_done - 1)
         self.accuracy = Accuracy(self.num_classes)
+        self.measured.zero_()
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self.broken.update(dict.fromkeys(batch.broken))
-        if len(batch.labels) == 0:
+        images = len(batch.labels)
+        if images == 0 and processes() == 1:
             return
-        logits = self(batch.images)
-        self.log("val_loss", cross_entropy(logits, batch.labels), batch_size=len(batch.labels))
+        # A network that is shared out needs all processes for each pass.
+        logits = self(batch.images if images else filled(batch, self.image_shape).images)[:images]
+        loss = cross_entropy(logits.float(), batch.labels, reduction="sum")
+        self.measured += torch.stack([loss, loss.new_tensor(images)]).to(self.measured.dtype)
         self.accuracy.update(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
+        # Here, and not with each batch: Lightning keeps no sums of a part of an epoch.
+        self.log("train_loss", self.learned[0] / self.learned[1])
+        self.learned.zero_()
+        measured = summed(self.measured)
+        self.log("val_loss", measured[0] / measured[1])
+        self.accuracy.combine(partial(summed, device=self.device))
         self.log("val_top1", self.accuracy.top1)
         self.log("val_top5", self.accuracy.top5)
+        self.broken = union(self.broken)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_loss(self.batches_done - 1)
+        whole = self.batches_done == len(self.loaders[0])
+        checkpoint["position"] = {
+            "epoch": self.epoch + whole,
+            "batch": 0 if whole else self.batches_done,
+        }
+        checkpoint["learned"] = self.learned.tolist()
+        checkpoint["broken"] = list(self.broken)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        position = checkpoint["position"]
+        self.epoch, self.batches_done = position["epoch"], position["batch"]
+        self.learned.copy_(torch.tensor(checkpoint["learned"], dtype=self.learned.dtype))
+        self.broken = dict.fromkeys(checkpoint["broken"])
 
     def configure_optimizers(self) -> Any:
         steps = math.ceil(len(self.loaders[0]) / self.config.accumulate)
