@@ -14,8 +14,15 @@ from rich.text import Text
 
 __all__ = ["Meter", "log", "out"]
 
-out = Console(highlight=False)
-log = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # The command decides what that means; rich would end the process, as failed.
+        raise
+
+
+out = _Console(highlight=False)
+log = _Console(stderr=True, highlight=False)
 
 
 class Meter:
@@ -51,6 +58,8 @@ class Meter:
             TextColumn("{task.fields[note]}", style="dim"),
             console=log,
             disable=not show,
+            # Results may leave while it moves; redirected, they would end up in the terminal.
+            redirect_stdout=False,
         )
         self._task = self._progress.add_task(
             description, total=total, completed=done, rate="", note="", detail="", left=None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from volution._support.console import log
 from volution.cli._common import Device, find_device, tell_broken
 
 __all__ = ["predict"]
@@ -14,12 +15,16 @@ def predict(
     images: list[str],
     *,
     top: int = 3,
+    embeddings: bool = False,
     output: Path | None = None,
     json: bool = False,
     model: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
     device: Device = "auto",
+    part_size: int = 10_000,
+    rank: int | None = None,
+    ranks: int | None = None,
 ) -> int:
     """Say what is in images.
 
@@ -27,31 +32,41 @@ def predict(
         checkpoint: Weights, such as runs/NAME/best.safetensors.
         images: Files, folders and patterns such as 'photos/**/*.jpg'.
         top: Classes to name for each image.
-        output: File to write, .csv or .json.
+        embeddings: Give the pooled features, the classifier's input, as well.
+        output: File to write (.csv, .json, .jsonl, .parquet), or a folder for parts in parquet,
+            which several processes can share and a later run continues.
         json: Write JSON instead of a table.
         model: Name of the network, for weights that do not say it themselves.
         batch_size: Images per pass.
-        workers: Processes that read images.
+        workers: Processes that read images ahead.
         device: Where to compute; auto takes a GPU if there is one.
+        part_size: Images of a part.
+        rank: Which share of the images to write parts of, from 0; torchrun and SLURM say it too.
+        ranks: How many shares there are; likewise.
     """
-    from volution import infer, tasks
-    from volution.report.terminal import show_predictions
+    from volution import tasks
+    from volution.infer.inputs import find_inputs
+    from volution.infer.shares import find_share
+    from volution.report import predictions
 
-    if output is not None and output.suffix not in (".csv", ".json"):
-        raise ValueError(f"output must end in .csv or .json, got {output}")
-    if output is not None and not output.parent.is_dir():
-        raise FileNotFoundError(f"output: no folder {output.parent}")
-    classifier = tasks.load_classifier(checkpoint, model)
-    predictions = infer.predict(
-        classifier,
-        images,
-        top=top,
-        batch_size=batch_size,
-        workers=workers,
-        device=find_device(device),
+    in_parts = output is not None and (output.is_dir() or not output.suffix)
+    share = find_share(rank, ranks)
+    predictions.check(output, share, in_parts=in_parts, embeddings=embeddings, as_json=json)
+    settings = predictions.Settings(
+        top, embeddings, batch_size, workers, find_device(device, share.local)
     )
-    if output is not None:
-        text = predictions.to_csv() if output.suffix == ".csv" else predictions.to_json() + "\n"
-        output.write_text(text, encoding="utf-8")
-    show_predictions(predictions, as_json=json)
-    return tell_broken(predictions.broken)
+    inputs = find_inputs(images)
+    count = inputs.survey().count
+    classifier = tasks.load_classifier(checkpoint, model)
+    if not in_parts:
+        found = predictions.show(classifier, inputs, count, settings, output, as_json=json)
+        return tell_broken(found)
+    assert output is not None
+    try:
+        found = predictions.write_parts(
+            classifier, inputs, output, share, part_size, settings, as_json=json
+        )
+    except KeyboardInterrupt:
+        log.print("the same command goes on after the last complete part")
+        raise
+    return tell_broken(found)

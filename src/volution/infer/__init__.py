@@ -4,6 +4,7 @@ from volution.infer.corruptions import CORRUPTIONS, Robustness, corrupt, evaluat
 from volution.infer.evaluate import Evaluation, evaluate
 from volution.infer.listing import find_paths, walk_paths
 from volution.infer.metrics import Calibration, standard_error, wilson_interval
+from volution.infer.parts import PartsResult, predict_parts
 from volution.infer.predict import Predictions, predict
 from volution.infer.sizes import SizeResult, evaluate_sizes
 from volution.infer.streaming import Prediction, predict_stream
@@ -13,6 +14,7 @@ __all__ = [
     "CORRUPTIONS",
     "Calibration",
     "Evaluation",
+    "PartsResult",
     "Prediction",
     "Predictions",
     "Robustness",
@@ -24,6 +26,7 @@ __all__ = [
     "evaluate_sizes",
     "find_paths",
     "predict",
+    "predict_parts",
     "predict_stream",
     "reported_share",
     "standard_error",

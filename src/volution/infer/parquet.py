@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from volution._support.extras import needs
 from volution.infer.streaming import Prediction
 
-__all__ = ["ParquetWriter", "read_errors", "read_metadata", "require_pyarrow"]
+__all__ = ["Metadata", "ParquetWriter", "read_errors", "read_metadata", "require_pyarrow"]
 
 # Rows wait in memory until a group is full; those with an embedding are large.
 _GROUP = 8192
@@ -116,7 +116,14 @@ class ParquetWriter:
             self._file.close()
 
 
-def read_metadata(path: Path) -> tuple[int, dict[str, str]] | None:
+class Metadata(NamedTuple):
+    """What a parquet file says of itself."""
+
+    rows: int
+    text: dict[str, str]
+
+
+def read_metadata(path: Path) -> Metadata | None:
     """Return a parquet file's number of rows and its text; None if it is damaged."""
     with needs("infer"):
         import pyarrow as pa
@@ -125,10 +132,8 @@ def read_metadata(path: Path) -> tuple[int, dict[str, str]] | None:
         found = pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError):
         return None
-    return found.num_rows, {
-        key.decode(): value.decode(errors="replace")
-        for key, value in (found.metadata or {}).items()
-    }
+    text = {k.decode(): v.decode(errors="replace") for k, v in (found.metadata or {}).items()}
+    return Metadata(found.num_rows, text)
 
 
 def read_errors(path: Path) -> list[str]:

@@ -169,7 +169,8 @@ def open_writer(path: Path, *, top: int, width: int | None = None) -> Iterator[W
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """Give a file to write to, which takes the place of ``path`` if nothing goes wrong."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    # Processes on several machines may have the same number.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.unfinished")
     try:
         yield unfinished
         with unfinished.open("rb") as file:

@@ -10,14 +10,12 @@ import torch
 from volution import analysis, models, tasks
 from volution._support.console import out
 from volution._support.environment import environment
-from volution.infer import Predictions
 from volution.report.tables import make_table, print_json
 
 __all__ = [
     "show_environment",
     "show_models",
     "show_network",
-    "show_predictions",
 ]
 
 
@@ -118,19 +116,6 @@ def _facts(found: dict[str, Any]) -> dict[str, str]:
         "weights": f"{weights['origin'] or '-'}, licence {weights['license'] or 'unknown'}",
         "top-1": "-" if top1 is None else f"{top1} % as reported by the authors, not measured here",
     }
-
-
-def show_predictions(predictions: Predictions, *, as_json: bool) -> None:
-    """Show the likeliest classes of each image."""
-    if as_json:
-        out.print(predictions.to_json(), markup=False, soft_wrap=True)
-        return
-    table = make_table("image", "is", "sure", "or else")
-    for row in predictions.rows:
-        named = list(zip(row.classes, row.probabilities, strict=True))
-        others = ", ".join(f"{name} {probability:.0%}" for name, probability in named[1:])
-        table.add_row(row.path, named[0][0], f"{named[0][1]:.1%}", others)
-    out.print(table)
 
 
 def _model(name: str) -> dict[str, Any]:
