@@ -8,6 +8,7 @@
 from volution.data.decoding import decode_image, open_image
 from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images
 from volution.data.loader import Batch, loader, set_position
+from volution.data.shards import load_shards, open_shards
 from volution.data.sources import load, split
 from volution.data.stream import Stream
 from volution.data.transforms import Augmentation, InputConfig
@@ -24,8 +25,10 @@ __all__ = [
     "decode_image",
     "find_images",
     "load",
+    "load_shards",
     "loader",
     "open_image",
+    "open_shards",
     "set_position",
     "split",
 ]

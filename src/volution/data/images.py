@@ -94,7 +94,7 @@ class ImageData:
         name: As given to :func:`volution.data.load`.
         classes: Names of the classes; a label is a position in it.
         channels: Channels of the images.
-        train: Images to learn from.
+        train: Images to learn from; none where the data is only to measure with.
         val: Images to measure with.
         image_size: Side to use where none is asked for; None leaves it to the network.
         mean: Mean of each channel, of values from 0 to 1; None leaves it to the network.

@@ -158,7 +158,7 @@ class _Streamed(Dataset[_Sample]):
         return len(self.stream)
 
     def __getitem__(self, item: StreamItem) -> _Sample:
-        read = partial(item.open, self.stream.channels)
+        read = partial(item.open, self.stream.channels, self.stream.max_pixels)
         found = _sample(read, item.label, item.place, self.transform, self.seed)
         return found._replace(name=item.sample.name)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
@@ -33,13 +33,26 @@ class Shard:
 
     Args:
         place: Its path or URL.
-        samples: How many it holds.
+        labels: Class number of each sample, -1 for one without.
         bytes: Its size, if it is known.
     """
 
     place: str
-    samples: int
+    labels: Sequence[int] = field(repr=False)
     bytes: int | None = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples it holds."""
+        return len(self.labels)
+
+    def check_size(self, found: int | None) -> None:
+        """Raise ``ValueError`` if it has another size than it should."""
+        if None not in (found, self.bytes) and found != self.bytes:
+            raise ValueError(
+                f"shard {self.place} is cut off or another one: it has {found} bytes, its index "
+                f"says {self.bytes}"
+            )
 
 
 class RawSample(NamedTuple):
@@ -54,9 +67,8 @@ class RawSample(NamedTuple):
 class Facts(NamedTuple):
     """What a look through a shard shows."""
 
-    samples: int
-    highest: int  # label, -1 without any
-    unlabelled: str  # where the first sample without a label is, or nothing
+    labels: list[int]  # -1 for a sample without
+    unlabelled: str  # where the first of those is, or nothing
 
 
 def read_shard(
@@ -104,19 +116,17 @@ def scan_shard(place: str) -> Facts:
             is not a number.
         OSError: If it cannot be read.
     """
-    shard = Shard(place, 0)
-    samples, highest, unlabelled = 0, -1, ""
+    shard = Shard(place, ())
+    labels, unlabelled = list[int](), ""
     for number, key, parts in _samples(shard, lambda _, kind: kind == LABEL):
         _image(shard, number, key, parts)
         label = _label(shard, number, key, parts)
         if label is None:
             unlabelled = unlabelled or f"{_where(shard, number, key)}: it has no label"
-        else:
-            highest = max(highest, label)
-        samples += 1
-    if not samples:
+        labels.append(-1 if label is None else label)
+    if not labels:
         raise ValueError(f"shard {place} holds no sample")
-    return Facts(samples, highest, unlabelled)
+    return Facts(labels, unlabelled)
 
 
 def _samples(shard: Shard, wants: Callable[[int, str], bool]) -> Iterator[tuple[int, str, Parts]]:
@@ -143,7 +153,7 @@ def _opened(shard: Shard) -> Iterator[tarfile.TarFile]:
     """Open a shard for reading from front to back; at its end it is checked for being whole."""
     if is_remote(shard.place):
         with RemoteFile(shard.place) as remote:
-            _check_size(shard, remote.length)
+            shard.check_size(remote.length)
             file = cast("IO[bytes]", remote)
             with tarfile.open(fileobj=file, mode="r|", bufsize=1 << 16) as archive:
                 yield archive
@@ -152,21 +162,13 @@ def _opened(shard: Shard) -> Iterator[tarfile.TarFile]:
     if not path.is_file():
         raise FileNotFoundError(f"no shard at {path}")
     with path.open("rb") as file:
-        _check_size(shard, path.stat().st_size)
+        shard.check_size(path.stat().st_size)
         with tarfile.open(fileobj=file, mode="r:") as archive:
             yield archive
             # Cut off between two members, an archive reads like a shorter one without an end.
             file.seek(archive.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
                 raise tarfile.ReadError("the end of the archive is missing")
-
-
-def _check_size(shard: Shard, size: int | None) -> None:
-    if None not in (size, shard.bytes) and size != shard.bytes:
-        raise ValueError(
-            f"shard {shard.place} is cut off or another one: it has {size} bytes, its index says "
-            f"{shard.bytes}"
-        )
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -198,9 +200,14 @@ def _image(shard: Shard, number: int, key: str, parts: Parts) -> str:
 
 def _label(shard: Shard, number: int, key: str, parts: Parts) -> int | None:
     text = parts.get(LABEL)
+    if text is None:
+        return None
     try:
-        return None if text is None else int(text)
+        label = int(text)
     except ValueError:
-        shown = text[:20].decode(errors="replace") if text else ""
+        label = -1
+    if label < 0:
+        shown = text[:20].decode(errors="replace")
         where = _where(shard, number, key)
-        raise ValueError(f"{where}: its label must be a class number, got {shown!r}") from None
+        raise ValueError(f"{where}: its label must be a class number, got {shown!r}")
+    return label

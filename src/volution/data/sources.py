@@ -13,6 +13,7 @@ from PIL import Image
 from volution._support.extras import needs
 from volution._support.names import unknown
 from volution.data.images import ImageArrays, ImageData, ImageFiles, find_images
+from volution.data.shards import load_shards
 from volution.data.transforms import Augmentation
 
 __all__ = ["load", "split"]
@@ -29,7 +30,8 @@ def load(name: str) -> ImageData:
         name: ``"digits"``, 1,797 grey scans of handwritten digits that come with scikit-learn;
             or ``"folder:PATH"``, a folder that holds ``train/`` and ``val/`` (or
             ``validation/``, or ``test/``), each with one folder of images for each class; or
-            the class folders themselves, of which every fifth image is then kept for validation.
+            the class folders themselves, of which every fifth image is then kept for validation;
+            or ``"wds:..."``, shards, see :func:`volution.data.load_shards`.
 
     Raises:
         ValueError: If the name means nothing, or the folder holds no such images.
@@ -39,6 +41,8 @@ def load(name: str) -> ImageData:
     kind, colon, path = name.partition(":")
     if kind == "folder" and path:
         return _folder(name, Path(path).expanduser())
+    if kind == "wds" and path:
+        return load_shards(path)
     if name == "digits":
         return _digits()
     if not colon and Path(name).is_dir():

@@ -10,9 +10,10 @@ with others of a window, and no more than a window is held in memory, undecoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -58,6 +59,23 @@ class Stream:
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    @cached_property
+    def labels(self) -> Sequence[int]:
+        """Class numbers; 0 where there is none."""
+        return [max(0, label) for shard in self.shards for label in shard.labels]
+
+    def open(self, index: int) -> Image.Image:
+        """Return one image; slow, for a few that are looked at."""
+        return self._item(index).open(self.channels, self.max_pixels)
+
+    def name(self, index: int) -> str:
+        """Return shard and name of an image; as slow."""
+        item = self._item(index)
+        return f"{item.shard}: {item.sample.name}"
+
+    def _item(self, index: int) -> StreamItem:
+        return next(self.read(np.array([index])))
 
     def read(
         self, positions: np.ndarray, order: np.ndarray | None = None
