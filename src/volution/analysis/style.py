@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -30,6 +31,7 @@ _SETTINGS: dict[Any, Any] = {
     "font.size": 10.5,
     "text.color": INK,
     "svg.hashsalt": "volution",  # the same figure, the same bytes
+    "text.parse_math": False,  # a dollar in the name of a class is a dollar
 }
 
 
@@ -73,13 +75,32 @@ def plain(axes: Axes, *, title: str = "", grid: bool = False) -> Axes:
 
 def svg(fig: Figure) -> bytes:
     """Return a figure as SVG that follows the reader's choice of light or dark."""
-    text = io.StringIO()
-    fig.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    from matplotlib import rc_context
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        text = _saved(fig)
+    if any("missing from font" in str(warning.message) for warning in caught):
+        # Letters that our font has not are left to the reader's fonts.
+        with warnings.catch_warnings(), rc_context({"svg.fonttype": "none"}):
+            warnings.filterwarnings("ignore", message=".*missing from font.*")
+            text = _saved(fig)
+    else:
+        for warning in caught:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
     rules = "".join(
         f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
         for light, dark in _DARK.items()
         for kind in ("fill", "stroke")
     )
     style = f"<style>@media(prefers-color-scheme:dark){{{rules}}}</style>"
-    head, tag, tail = text.getvalue().partition("<defs>")
+    head, tag, tail = text.partition("<defs>")
     return f"{head}{style}{tag}{tail}".encode()
+
+
+def _saved(fig: Figure) -> str:
+    text = io.StringIO()
+    fig.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()

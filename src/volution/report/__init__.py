@@ -2,5 +2,6 @@
 
 from volution.report.page import Page
 from volution.report.quickstart import quickstart
+from volution.report.run_report import write_run_report
 
-__all__ = ["Page", "quickstart"]
+__all__ = ["Page", "quickstart", "write_run_report"]

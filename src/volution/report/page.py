@@ -6,8 +6,30 @@ import base64
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["Page"]
+__all__ = ["Page", "Photo"]
+
+
+class Photo(NamedTuple):
+    """A small image for :meth:`Page.gallery`.
+
+    Args:
+        data: The file's bytes.
+        kind: Its media type, such as ``image/png``.
+        alt: What it shows, for those who do not see it.
+        head: The line below it.
+        remark: A second line, in small print.
+        good: Colours the first line; None leaves it as it is.
+    """
+
+    data: bytes
+    kind: str
+    alt: str
+    head: str
+    remark: str
+    good: bool | None = None
 
 
 class Page:
@@ -50,15 +72,38 @@ class Page:
             self._parts.append(f"<p>{escape(text)}</p>")
         return self
 
+    def heading(self, text: str) -> None:
+        """Begin a part of a section."""
+        self._parts.append(f"<h3>{escape(text)}</h3>")
+
+    def text(self, text: str) -> None:
+        """Add a paragraph."""
+        self._parts.append(f"<p>{escape(text)}</p>")
+
     def picture(self, svg: bytes, alt: str) -> None:
         """Add a picture; ``alt`` says what it shows to those who do not see it."""
-        data = base64.b64encode(svg).decode()
-        self._parts.append(
-            f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}"></figure>'
-        )
+        self._parts.append(f"<figure>{_image(svg, 'image/svg+xml', alt)}</figure>")
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Add a table; columns that hold numbers line up on the right."""
+    def gallery(self, photos: Sequence[Photo]) -> None:
+        """Add small images side by side, each with a line or two below it."""
+        tone = {True: ' class="good"', False: ' class="bad"', None: ""}
+        items = (
+            f"<figure>{_image(photo.data, photo.kind, photo.alt)}<figcaption{tone[photo.good]}>"
+            f"{escape(photo.head)}<small>{escape(photo.remark)}</small></figcaption></figure>"
+            for photo in photos
+        )
+        self._parts.append(f'<div class="gallery">{"".join(items)}</div>')
+
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], *, folded: str = ""
+    ) -> None:
+        """Add a table; columns that hold numbers line up on the right.
+
+        Args:
+            head: Names of the columns.
+            rows: Cells.
+            folded: What stands in the table's place until it is clicked at; nothing shows it.
+        """
         right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(head))]
 
         def line(tag: str, cells: Sequence[str]) -> str:
@@ -70,10 +115,13 @@ class Page:
             return f"<tr>{''.join(inner)}</tr>"
 
         body = "".join(line("td", row) for row in rows)
-        self._parts.append(
+        whole = (
             f'<div class="table"><table><thead>{line("th", head)}</thead>'
             f"<tbody>{body}</tbody></table></div>"
         )
+        if folded:
+            whole = f"<details><summary>{escape(folded)}</summary>{whole}</details>"
+        self._parts.append(whole)
 
     def code(self, text: str) -> None:
         """Add commands to copy."""
@@ -83,6 +131,12 @@ class Page:
         """Add small print at the end."""
         self._close()
         self._parts.append(f"<footer>{escape(text)}</footer>")
+
+    def write(self, path: Path) -> None:
+        """Write the page to a file, whole or not at all."""
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_text(self.html(), encoding="utf-8")
+        unfinished.replace(path)
 
     def html(self) -> str:
         """Return the page."""
@@ -99,6 +153,11 @@ class Page:
         if self._open:
             self._parts.append("</section>")
             self._open = False
+
+
+def _image(data: bytes, kind: str, alt: str) -> str:
+    content = base64.b64encode(data).decode()
+    return f'<img src="data:{kind};base64,{content}" alt="{escape(alt)}">'
 
 
 def _is_number(text: str) -> bool:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from volution import analysis
 from volution._support.environment import environment
-from volution.report.page import Page
+from volution.report import family, parts
+from volution.report.page import Page, Photo
 
 if TYPE_CHECKING:
     from volution.report.quickstart import Quickstart
@@ -30,32 +30,21 @@ def write_page(result: Quickstart, path: Path, goal: float) -> None:
     """
     page = Page(
         "A RedNet reads handwritten digits",
-        f"A RedNet-26, narrowed to {_millions(result)} million parameters, learned from "
-        f"{len(result.images.train):,} scans of handwritten digits and was then asked about "
+        f"A RedNet-26, narrowed to {parts.millions(result.classifier.model)} parameters, learned "
+        f"from {len(result.images.train):,} scans of handwritten digits and was then asked about "
         f"{len(result.images.val)} others. Its spatial operator is involution: every pixel gets "
         f"a kernel of its own.",
     )
     page.cards(_cards(result, goal))
-    page.section("How it learned").picture(
-        analysis.curves_picture(result.run.history, goal=goal),
-        "Two line charts over the epochs: the loss in training and validation, and the share of "
-        "validation images that are right.",
-    )
+    parts.add_curves(page.section("How it learned"), result.run.history, goal=goal)
     page.section(
         "What it says", "The first images it never saw in training, and its answer to each."
-    ).picture(_samples(result), "Sixteen digits, each with the network's answer and certainty.")
-    _add_kernels(page, result)
-    page.section(
-        "Where it errs", "Each row is a digit as it is, each column what it was taken for."
-    ).picture(
-        analysis.confusion_picture(result.evaluation.confusion, result.classifier.classes),
-        f"Confusion matrix of {result.evaluation.count} digits.",
-    )
+    ).gallery(_samples(result))
+    image = result.images.val.open(0)
+    family.add_involution_kernels(page, result.classifier.model, result.samples[0], image, _PIXELS)
+    parts.add_confusion(page, result.evaluation.confusion, result.classifier.classes)
     _add_details(page, result)
-    # Whole or not at all, as everything else in the folder.
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(page.html(), encoding="utf-8")
-    unfinished.replace(path)
+    page.write(path)
 
 
 def _cards(result: Quickstart, goal: float) -> list[tuple[str, str, str, bool | None]]:
@@ -75,31 +64,14 @@ def _cards(result: Quickstart, goal: float) -> list[tuple[str, str, str, bool | 
 
 
 @torch.inference_mode()
-def _samples(result: Quickstart) -> bytes:
+def _samples(result: Quickstart) -> list[Photo]:
     classes, val = result.classifier.classes, result.images.val
     best = result.classifier.model(result.samples).softmax(1).max(1)
-    count = len(result.samples)
-    return analysis.samples_picture(
-        [val.open(i) for i in range(count)],
-        [classes[val.labels[i]] for i in range(count)],
-        [classes[i] for i in best.indices.tolist()],
-        best.values.tolist(),
-    )
-
-
-def _add_kernels(page: Page, result: Quickstart) -> None:
-    maps = analysis.kernel_maps(result.classifier.model, result.samples[0], _PIXELS)
-    size = maps.kernels.shape[-1]
-    page.section(
-        "What involution does",
-        f"A convolution would use one kernel everywhere. An involution makes one from each "
-        f"pixel's own feature: here the {size} by {size} kernels that {maps.layer} makes for "
-        f"pixel A and for pixel B (dashed: the neighbours they reach). Purple adds a neighbour, "
-        f"orange subtracts it. The channels of a group share a kernel.",
-    ).picture(
-        analysis.kernels_picture(maps, result.images.val.open(0)),
-        "A digit with two marked pixels, and heat maps of the kernels of both.",
-    )
+    answers = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        parts.photo(val.open(i), classes[val.labels[i]], classes[answer], probability)
+        for i, (answer, probability) in enumerate(answers)
+    ]
 
 
 def _add_details(page: Page, result: Quickstart) -> None:
@@ -108,24 +80,10 @@ def _add_details(page: Page, result: Quickstart) -> None:
         [[name, f"{seconds:.1f}"] for name, seconds in result.seconds.items()],
     )
     made_with = environment()
-    page.section(
-        "Which kernels ran", "What the dispatcher picks on this machine, and why."
-    ).table(
-        ["operator", "device", "implementation", "why"],
-        [[row[k] for k in ("operator", "device", "implementation", "why")]
-         for row in made_with["kernels"]],
-    )  # fmt: skip
+    page.section("Which kernels ran", "What the dispatcher picks on this machine, and why.")
+    parts.add_kernel_table(page, made_with)
     page.section("What to do next", "Look at your own images, in one folder for each class.").code(
         "volution train --model rednet26 --data folder:PATH --out runs/mine\n"
         "volution predict runs/mine/best.safetensors PHOTO.jpg"
     )
-    machine, versions = made_with["machine"], made_with["versions"]
-    page.footer(
-        f"volution {versions['volution']}, commit {made_with['commit'] or 'unknown'}; torch "
-        f"{versions['torch']}, Python {versions['python']}; {machine['processor']}, "
-        f"{machine['threads']} threads."
-    )
-
-
-def _millions(result: Quickstart) -> str:
-    return f"{sum(p.numel() for p in result.classifier.model.parameters()) / 1e6:.1f}"
+    parts.add_footer(page, made_with)

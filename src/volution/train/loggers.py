@@ -133,7 +133,8 @@ class WeightsAndBiases:
         self._id.write_text(f"{name}\n")
         # Steps that come again after a resumption are there already, and are the same.
         self._first = max(int(self._run.step), written) if resumed else 0
-        where = self._run.url or f"{self._id.parent}, upload with: wandb sync"
+        offline = f"{self._id.parent}, upload with: wandb sync {self._id.parent}/offline-run-*"
+        where = offline if self._run.offline else self._run.url
         log.print(f"Weights & Biases: {where}", markup=False, soft_wrap=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
