@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import volution
+from volution.models.weights import WEIGHTS
 from volution.ops import Involution2d
 
 NAMES = volution.models.list_models()
@@ -224,7 +225,8 @@ class TestConfiguration:
         for key in ("origin_url", "license", "paper_ids", "mean", "std", "interpolation"):
             assert cfg.get(key), key
         assert cfg["architecture"] == name
-        assert not cfg.get("url"), "no weights are hosted"
+        known = WEIGHTS.get(f"{name}.{cfg['tag']}")
+        assert cfg.get("url") == (known and known.url)
 
     def test_names_of_the_outer_layers(self, name):
         net, cfg = skeleton(name), skeleton(name).pretrained_cfg
@@ -237,9 +239,19 @@ class TestConfiguration:
         x = torch.empty(2, *cfg["input_size"], device="meta")
         assert net.forward_features(x).shape[2:] == cfg["pool_size"]
 
-    def test_pretrained_says_there_are_no_weights(self, name):
-        with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+    def test_pretrained_fetches_the_weights_or_says_where_they_are(self, name, monkeypatch):
+        asked = []
+
+        def offline(url, path, **rest):
+            asked.append(url)
+            raise ConnectionError(f"cannot download {url}")
+
+        monkeypatch.setattr("volution.models.weights.cached_file", offline)
+        cfg = skeleton(name).pretrained_cfg
+        published = "no weights of|lie where no program|only as"
+        with pytest.raises(OSError, match="cannot download" if cfg.get("url") else published):
             timm.create_model(name, pretrained=True, device="meta")
+        assert asked == ([cfg["url"]] if cfg.get("url") else [])
 
     def test_parameter_groups(self, net):
         for coarse in (False, True):

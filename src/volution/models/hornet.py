@@ -34,6 +34,7 @@ from volution.models._stages import (
     match_stages,
 )
 from volution.models.official import checkpoint_filter_fn
+from volution.models.weights import with_addresses, with_weights
 from volution.ops import GlobalLocalFilter
 
 __all__ = ["Block", "HorNet"]
@@ -191,29 +192,34 @@ def _cfg(size: int = 224, **changes: Any) -> dict[str, Any]:
         "paper_name": "HorNet: Efficient High-Order Spatial Interactions with Recursive Gated "
         "Convolutions",
         "paper_ids": "arXiv:2207.14284",
-        "description": "The authors' weights load from a file: checkpoint_path=..., or "
+        "description": "The authors' weights: pretrained=True where they can be downloaded, else a "
+        "file: checkpoint_path=..., or "
         "pretrained=True with pretrained_cfg_overlay=dict(file=...).",
         **changes,
     }
 
 
-# The authors trained the large networks on ImageNet-22k, with 10,450 classes.
+# The authors trained the large networks on ImageNet-22k, with 10,450 classes. Unless asked for
+# by their tag, these come without weights and with the classes of the others: timm's star, which
+# counts only after the tags that have weights.
 default_cfgs = generate_default_cfgs(
-    {
-        "hornet_tiny_7x7.in1k": _cfg(),
-        "hornet_tiny_gf.in1k": _cfg(),
-        "hornet_small_7x7.in1k": _cfg(),
-        "hornet_small_gf.in1k": _cfg(),
-        "hornet_base_7x7.in1k": _cfg(),
-        "hornet_base_gf.in1k": _cfg(),
-        "hornet_base_gf_img384.in1k": _cfg(384),
-        "hornet_large_7x7.untrained": _cfg(),
-        "hornet_large_7x7.in22k": _cfg(num_classes=10450),
-        "hornet_large_gf.untrained": _cfg(),
-        "hornet_large_gf.in22k": _cfg(num_classes=10450),
-        "hornet_large_gf_img384.untrained": _cfg(384),
-        "hornet_large_gf_img384.in22k": _cfg(384, num_classes=10450),
-    }
+    with_addresses(
+        {
+            "hornet_tiny_7x7.in1k": _cfg(),
+            "hornet_tiny_gf.in1k": _cfg(),
+            "hornet_small_7x7.in1k": _cfg(),
+            "hornet_small_gf.in1k": _cfg(),
+            "hornet_base_7x7.in1k": _cfg(),
+            "hornet_base_gf.in1k": _cfg(),
+            "hornet_base_gf_img384.in1k": _cfg(384),
+            "hornet_large_7x7.in22k": _cfg(num_classes=10450),
+            "hornet_large_7x7.untrained*": _cfg(),
+            "hornet_large_gf.in22k": _cfg(num_classes=10450),
+            "hornet_large_gf.untrained*": _cfg(),
+            "hornet_large_gf_img384.in22k": _cfg(384, num_classes=10450),
+            "hornet_large_gf_img384.untrained*": _cfg(384),
+        }
+    )
 )
 
 
@@ -242,7 +248,7 @@ def _create(
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3)},
-        **{**own, **kwargs},
+        **{**own, **with_weights(variant, pretrained, kwargs)},
     )
     return net
 

@@ -26,6 +26,7 @@ from volution.models import _resnet_layers
 from volution.models._pyramid import Pyramid
 from volution.models._resnet_layers import ConvNorm, Layer, residual_stages
 from volution.models.official import checkpoint_filter_fn
+from volution.models.weights import with_weights
 from volution.ops import Involution2d
 
 __all__ = ["Bottleneck", "RedNet"]
@@ -266,7 +267,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) 
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3, 4)},
-        **{**own, **kwargs},
+        **{**own, **with_weights(variant, pretrained, kwargs)},
     )
     return net
 

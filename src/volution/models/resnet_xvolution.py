@@ -29,6 +29,7 @@ from volution.models._resnet_checkpoints import absorb_norms
 from volution.models._resnet_layers import BasicBlock, Bottleneck, ConvNorm, residual_stages
 from volution.models._stages import check_stages
 from volution.models.official import checkpoint_filter_fn
+from volution.models.weights import with_weights
 from volution.ops import Xvolution2d, _checks
 from volution.ops.xvolution.attention import WindowAttention
 
@@ -270,7 +271,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) 
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3, 4)},
-        **{**own, **kwargs},
+        **{**own, **with_weights(variant, pretrained, kwargs)},
     )
     return net
 

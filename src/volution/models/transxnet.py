@@ -35,6 +35,7 @@ from volution.models._stages import (
 from volution.models._transxnet_layers import Block, LayerScale
 from volution.models._transxnet_stage import Stage, StageTable
 from volution.models.official import checkpoint_filter_fn
+from volution.models.weights import with_addresses, with_weights
 from volution.ops import IDConv
 from volution.ops._shared.layout import strided
 
@@ -216,7 +217,8 @@ def _cfg(size: int = 224, **changes: Any) -> dict[str, Any]:
         "paper_name": "TransXNet: Learning Both Global and Local Dynamics with a Dual Dynamic "
         "Token Mixer for Visual Recognition",
         "paper_ids": "arXiv:2310.19380",
-        "description": "The authors' weights load from a file: checkpoint_path=..., or "
+        "description": "The authors' weights: pretrained=True where they can be downloaded, else a "
+        "file: checkpoint_path=..., or "
         "pretrained=True with pretrained_cfg_overlay=dict(file=...).",
         **changes,
     }
@@ -224,12 +226,14 @@ def _cfg(size: int = 224, **changes: Any) -> dict[str, Any]:
 
 # At 384 pixels the authors resize the tables of 224; image_size=384 makes tables of that size.
 default_cfgs = generate_default_cfgs(
-    {
-        "transxnet_t.in1k": _cfg(),
-        "transxnet_s.in1k": _cfg(),
-        "transxnet_b.in1k": _cfg(crop_pct=0.95),
-        "transxnet_b.in1k_384": _cfg(384, crop_pct=0.95),
-    }
+    with_addresses(
+        {
+            "transxnet_t.in1k": _cfg(),
+            "transxnet_s.in1k": _cfg(),
+            "transxnet_b.in1k": _cfg(crop_pct=0.95),
+            "transxnet_b.in1k_384": _cfg(384, crop_pct=0.95),
+        }
+    )
 )
 
 
@@ -244,7 +248,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) 
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3)},
-        **{**own, **kwargs},
+        **{**own, **with_weights(variant, pretrained, kwargs)},
     )
     return net
 

@@ -32,6 +32,7 @@ from volution.models._stages import (
 )
 from volution.models._van_layers import Block, Stage, rename_official
 from volution.models.official import checkpoint_filter_fn
+from volution.models.weights import with_addresses, with_weights
 
 __all__ = ["VAN"]
 
@@ -161,7 +162,8 @@ def _cfg(**changes: Any) -> dict[str, Any]:
         "origin_url": "https://github.com/Visual-Attention-Network/VAN-Classification",
         "paper_name": "Visual Attention Network",
         "paper_ids": "arXiv:2202.09741",
-        "description": "The authors' weights load from a file: checkpoint_path=..., or "
+        "description": "The authors' weights: pretrained=True where they can be downloaded, else a "
+        "file: checkpoint_path=..., or "
         "pretrained=True with pretrained_cfg_overlay=dict(file=...). They were trained with "
         "mean = std = 0.5; the authors' configurations for dense prediction use ImageNet's.",
         **changes,
@@ -170,10 +172,12 @@ def _cfg(**changes: Any) -> dict[str, Any]:
 
 # The authors' weights of the largest two come from ImageNet-22k.
 default_cfgs = generate_default_cfgs(
-    {
-        **{f"van_b{size}.in1k": _cfg() for size in range(5)},
-        **{f"van_b{size}.in22k": _cfg() for size in (5, 6)},
-    }
+    with_addresses(
+        {
+            **{f"van_b{size}.in1k": _cfg() for size in range(5)},
+            **{f"van_b{size}.in22k": _cfg() for size in (5, 6)},
+        }
+    )
 )
 
 
@@ -194,7 +198,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) 
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3)},
-        **{**own, **kwargs},
+        **{**own, **with_weights(variant, pretrained, kwargs)},
     )
     return net
 
