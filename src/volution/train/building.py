@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from volution import data, tasks
+from volution.train import parallel
 from volution.train.config import TrainConfig
 from volution.train.freezing import apply_freezing
+from volution.train.synchronised import synchronise
 
 __all__ = ["input_config", "loaders", "network"]
 
@@ -31,7 +33,21 @@ def network(config: TrainConfig, images: data.ImageData) -> nn.Module:
     if config.weights is not None:
         tasks.start_from(net, config.weights)
     apply_freezing(net, config)
+    if config.grad_checkpointing:
+        _checkpoint_gradients(net, config.model)
+    if config.sync_bn and config.ranks > 1:
+        net = synchronise(net, gpu=parallel.on_gpu(config))
     return net.to(memory_format=torch.channels_last)
+
+
+def _checkpoint_gradients(net: nn.Module, name: str) -> None:
+    try:
+        net.set_grad_checkpointing(True)  # type: ignore[operator]
+    # timm's networks that cannot do it have the method, with an assertion in it.
+    except (AttributeError, AssertionError):
+        raise ValueError(
+            f"grad_checkpointing: {name} cannot compute its blocks a second time; leave it out"
+        ) from None
 
 
 def input_config(config: TrainConfig, net: nn.Module, images: data.ImageData) -> data.InputConfig:

@@ -128,6 +128,11 @@ def _check_devices(config: TrainConfig) -> None:
         )
     if config.precision == "fp16" and not on_gpu:
         raise ValueError("precision fp16 needs a GPU; choose bf16 or 32")
+    if config.precision == "fp16" and config.strategy == "fsdp" and config.ranks > 1:
+        raise ValueError(
+            "precision fp16 does not go with strategy fsdp, whose shares of the gradients have no "
+            "common loss scale; choose bf16"
+        )
 
 
 def _check_teacher(config: TrainConfig) -> None:

@@ -174,6 +174,24 @@ class TrainConfig:
         return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
 
     @property
+    def lr_rule(self) -> str:
+        """Return how the learning rate comes about, in a line.
+
+        Example:
+            >>> config = TrainConfig(lr=0.001, lr_scaling="linear", batch_size=4096)
+            >>> config.lr_rule
+            'learning rate 0.016 = 0.001 x 4096 / 256 images per step (linear)'
+            >>> TrainConfig(lr=0.001).lr_rule
+            'learning rate 0.001'
+        """
+        rate = f"learning rate {self.scaled_lr:.4g}"
+        if self.lr_scaling == "none":
+            return rate
+        ratio = f"{self.images_per_step} / {self.lr_base_batch}"
+        ratio = f"sqrt({ratio})" if self.lr_scaling == "sqrt" else ratio
+        return f"{rate} = {self.lr:.4g} x {ratio} images per step ({self.lr_scaling})"
+
+    @property
     def folder(self) -> Path:
         """Return the run's folder.
 

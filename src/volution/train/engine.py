@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from volution import data, tasks
+from volution._support.console import log
 from volution.train import building, loggers, parallel
 from volution.train import folder as run_folder
 from volution.train.checkpoints import Checkpoints
@@ -44,6 +45,8 @@ _KNOWN_WARNINGS = (
     r".*`training_step` returned `None`.*",
     # The loader is told its position.
     r"You're resuming from a checkpoint that ended before the epoch ended.*",
+    # What is logged are totals already, the same on all processes.
+    r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
     # The averaged weights are never trained.
     r"Found \d+ module\(s\) in eval mode at the start of training.*",
 )
@@ -115,6 +118,8 @@ class Run:
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
             )
+            if show_progress and is_first() and self.config.lr_scaling != "none":
+                log.print(self.config.lr_rule, soft_wrap=True)
             trainer.fit(self.module, ckpt_path=resume, weights_only=True)
         return TrainResult(folder, keep.best_top1, history.rows, list(self.module.broken))
 

@@ -25,6 +25,7 @@ from torch import distributed
 from volution._support.console import log
 from volution.train.config import TrainConfig, write_config
 from volution.train.ranks import launch
+from volution.train.trouble import TrainingError
 
 __all__ = ["PARENT", "REPORTS", "RankFailed", "others", "watch_parent"]
 
@@ -41,7 +42,7 @@ _FAREWELL = 60.0
 _POLL = 0.2
 
 
-class RankFailed(ChildProcessError):
+class RankFailed(TrainingError):
     """Another process of the run ended too early."""
 
 
@@ -98,7 +99,12 @@ class _Crew:
         self.done = threading.Event()
 
     def start(self, words: list[str], env: dict[str, str]) -> None:
-        self.processes[int(env["RANK"])] = subprocess.Popen(words, env=env)
+        self.processes[int(env["RANK"])] = subprocess.Popen(
+            # Ctrl-C is for the first process, which tells the others when a step is finished.
+            words,
+            env=env,
+            start_new_session=True,
+        )
 
     def watch(self) -> None:
         threading.Thread(target=self._watch, name="volution-ranks", daemon=True).start()
