@@ -111,7 +111,11 @@ def test_the_last_training_batch_is_full_but_small_data_is_used(colours):
     ("name", "error", "message"),
     [
         ("digit", ValueError, "unknown dataset 'digit'; nearest: digits"),
-        ("imagenet", ValueError, "known: digits, folder:PATH"),
+        ("imagenet", ValueError, "nearest: imagenette, imagenet:PATH"),
+        ("zebras", ValueError, r"known: digits, cifar10, .*, folder:PATH, imagenet:PATH, hf:NAME"),
+        ("cifar-10", ValueError, "nearest: cifar10"),
+        ("cifar10:", ValueError, "unknown dataset 'cifar10:'"),
+        ("hf:", ValueError, "unknown dataset 'hf:'"),
         ("folder:", ValueError, "unknown dataset 'folder:'"),
         ("folder:/no/such/place", FileNotFoundError, "does not exist"),
     ],

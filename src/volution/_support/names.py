@@ -27,7 +27,7 @@ def unknown(kind: str, name: str, known: Iterable[str], *, more: str = "") -> st
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if nearest:
         hint = f"nearest: {', '.join(nearest)}"
-    elif len(known) <= 20:
+    elif len(known) <= 25:
         hint = f"known: {', '.join(known)}"
     else:
         hint = f"{len(known)} are known"

@@ -6,10 +6,12 @@
 """
 
 from volution.data.decoding import decode_image, open_image
+from volution.data.division import split
 from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images
 from volution.data.loader import Batch, loader, set_position
+from volution.data.shard_writing import ShardReport, write_shards
 from volution.data.shards import load_shards, open_shards
-from volution.data.sources import load, split
+from volution.data.sources import load
 from volution.data.stream import Stream
 from volution.data.transforms import Augmentation, InputConfig
 
@@ -21,6 +23,7 @@ __all__ = [
     "ImageFiles",
     "Images",
     "InputConfig",
+    "ShardReport",
     "Stream",
     "decode_image",
     "find_images",
@@ -31,4 +34,5 @@ __all__ = [
     "open_shards",
     "set_position",
     "split",
+    "write_shards",
 ]
