@@ -11,7 +11,7 @@ from typing import Any
 from volution.data.remote import RemoteFile, is_remote
 from volution.data.transforms import Augmentation
 
-__all__ = ["INDEX", "IndexedShard", "ShardIndex", "beside", "read_index"]
+__all__ = ["INDEX", "IndexedShard", "ShardIndex", "beside", "from_entry", "read_index", "to_entry"]
 
 INDEX = "index.json"
 _FORMAT = "volution-shards-1"
@@ -46,6 +46,8 @@ class ShardIndex:
         mean: Likewise.
         std: Likewise.
         augmentation: Likewise.
+        job: Digest of what was written, and how.
+        left_out: Images that could not be read when the shards were written, and why.
 
     Example:
         >>> shard = IndexedShard("val-000000.tar", labels=(1, 0), bytes=10240, sha256="0" * 64)
@@ -61,6 +63,8 @@ class ShardIndex:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
+    job: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def shards(self) -> dict[str, IndexedShard]:
@@ -69,13 +73,8 @@ class ShardIndex:
 
     def to_json(self) -> str:
         """Return the index as JSON, always the same for the same shards."""
-        index = {"format": _FORMAT, **asdict(self)}
-        for shards in index["splits"].values():
-            for shard in shards:
-                # A million numbers, one to a line, would be no file to look into.
-                shard.update(
-                    samples=len(shard["labels"]), labels=" ".join(map(str, shard["labels"]))
-                )
+        splits = {name: [to_entry(s) for s in shards] for name, shards in self.splits.items()}
+        index = {"format": _FORMAT, **asdict(self), "splits": splits}
         return json.dumps(index, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -90,18 +89,17 @@ class ShardIndex:
             if found.pop("format") != _FORMAT:
                 raise ValueError(f"its format is not {_FORMAT!r}")
             splits = {
-                str(split): tuple(_shard(shard, len(found["classes"])) for shard in shards)
+                str(split): tuple(from_entry(shard, len(found["classes"])) for shard in shards)
                 for split, shards in found.pop("splits").items()
             }
-            tuples = {n: _tuple(found.pop(n, None)) for n in ("mean", "std")}
+            tuples = {n: _tuple(found[n]) for n in ("mean", "std", "left_out") if n in found}
             classes = tuple(str(name) for name in found.pop("classes"))
             varied = {k: _tuple(v) for k, v in found.pop("augmentation", {}).items()}
             index = cls(
                 classes=classes,
                 splits=splits,
                 augmentation=Augmentation(**varied),
-                **tuples,
-                **found,
+                **{**found, **tuples},
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -109,16 +107,27 @@ class ShardIndex:
         return index
 
 
-def _shard(entry: dict[str, Any], classes: int) -> IndexedShard:
+def to_entry(shard: IndexedShard) -> dict[str, Any]:
+    """Return what JSON holds of a shard."""
+    # A million numbers, one to a line, would be no file to look into.
+    labels = " ".join(map(str, shard.labels))
+    return {**asdict(shard), "samples": len(shard.labels), "labels": labels}
+
+
+def from_entry(entry: dict[str, Any], classes: int | None = None) -> IndexedShard:
+    """Read what :func:`to_entry` made; with ``classes``, labels must be below it.
+
+    Raises:
+        ValueError: If something is wrong with it.
+        KeyError: If something is missing.
+    """
     labels = tuple(int(label) for label in entry["labels"].split())
     shard = IndexedShard(entry["name"], labels, int(entry["bytes"]), entry["sha256"])
     if "/" in shard.name or not labels or len(labels) != entry["samples"]:
         raise ValueError(f"its entry of {shard.name} has not a label for each sample")
-    wrong = next((label for label in labels if not 0 <= label < classes), None)
+    wrong = next((n for n in labels if n < 0 or (classes is not None and n >= classes)), None)
     if wrong is not None:
-        raise ValueError(
-            f"its entry of {shard.name} has label {wrong}, not from 0 to {classes - 1}"
-        )
+        raise ValueError(f"its entry of {shard.name} has label {wrong} of {classes} classes")
     return shard
 
 

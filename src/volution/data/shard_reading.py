@@ -12,6 +12,7 @@ from typing import IO, NamedTuple, cast
 
 from volution.data.images import SUFFIXES
 from volution.data.remote import RemoteFile, is_remote
+from volution.data.shard_keys import decoded
 
 __all__ = ["LABEL", "Facts", "RawSample", "Shard", "read_shard", "scan_shard"]
 
@@ -99,7 +100,7 @@ def read_shard(
             label = _label(shard, number, key, parts)
             if label is None and labelled:
                 raise ValueError(f"{_where(shard, number, key)}: it has no label ({key}.{LABEL})")
-            yield RawSample(number, f"{key}.{image}", parts[image], label)
+            yield RawSample(number, f"{decoded(key)}.{image}", parts[image], label)
         if number == last:
             return
 
