@@ -11,7 +11,7 @@ import docstring_parser
 import jsonargparse
 
 from volution._support.names import unknown
-from volution.cli import measuring, reporting, showing, training, using
+from volution.cli import data, measuring, reporting, sharding, sharing, showing, training, using
 from volution.cli.words import as_written
 from volution.train import TrainConfig
 from volution.train.config import find_config, recipes
@@ -28,6 +28,9 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "eval": measuring.eval_,
     "verify": measuring.verify,
     "predict": using.predict,
+    "push": sharing.push,
+    "pull": sharing.pull,
+    "data": {"check": data.check, "shard": sharding.shard},
     "report": reporting.report,
     "runs": reporting.runs,
     "bench": showing.bench,
@@ -35,10 +38,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 }
 
 # What stands under a word of several commands.
-_GROUPS: dict[str, str] = {}
+_GROUPS: dict[str, str] = {
+    "data": "Check datasets before they are needed, write them as shards.",
+}
 
 # Given by their place, not by a name, unless the function takes them by name only.
-_POSITIONAL = ("checkpoint", "images", "name", "pattern", "run", "what")
+_POSITIONAL = ("checkpoint", "destination", "images", "name", "pattern", "run", "source", "what")
 
 
 def run(words: Sequence[str]) -> int:

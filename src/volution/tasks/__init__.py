@@ -8,6 +8,7 @@ from volution.tasks.checkpoint import (
     start_from,
 )
 from volution.tasks.classification import Accuracy, create_model, input_config
+from volution.tasks.sharing import pull, push
 
 __all__ = [
     "Accuracy",
@@ -16,6 +17,8 @@ __all__ = [
     "input_config",
     "load_classifier",
     "load_official_classifier",
+    "pull",
+    "push",
     "save_classifier",
     "start_from",
 ]

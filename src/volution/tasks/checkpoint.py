@@ -20,8 +20,10 @@ from volution.tasks.repository import Description, read_description
 
 __all__ = [
     "Classifier",
+    "find_weights",
     "load_classifier",
     "load_official_classifier",
+    "metadata_of",
     "save_classifier",
     "start_from",
 ]
@@ -64,15 +66,19 @@ def save_classifier(
         weights: Weights to write instead of those that the network has now.
         **remarks: Further metadata, such as the accuracy that was measured.
     """
-    metadata = {
+    metadata = {**metadata_of(classifier), **{key: str(value) for key, value in remarks.items()}}
+    state = classifier.model.state_dict() if weights is None else weights
+    hub.write_checkpoint(path, state, metadata)
+
+
+def metadata_of(classifier: Classifier) -> dict[str, str]:
+    """Return what a file of weights says of its network."""
+    return {
         "model": classifier.name,
         "model_args": json.dumps(classifier.model_args),
         "classes": json.dumps(classifier.classes),
         "input": classifier.input.to_json(),
-        **{key: str(value) for key, value in remarks.items()},
     }
-    state = classifier.model.state_dict() if weights is None else weights
-    hub.write_checkpoint(path, state, metadata)
 
 
 def load_classifier(path: str | os.PathLike[str], model: str | None = None) -> Classifier:
@@ -91,7 +97,7 @@ def load_classifier(path: str | os.PathLike[str], model: str | None = None) -> C
             does not say its network and ``model`` does not either.
         OSError: If it has to be fetched, and cannot be.
     """
-    weights_file, described = _find(path)
+    weights_file, described = find_weights(path)
     weights = hub.read_checkpoint(weights_file)
     if described is None and weights_file.is_file():
         described = _metadata(weights_file)
@@ -147,7 +153,7 @@ def start_from(model: nn.Module, path: str | os.PathLike[str]) -> None:
         OSError: If it has to be fetched, and cannot be.
         ValueError: If it is damaged, or of another architecture; the network is then as it was.
     """
-    state = models.official.official_state(hub.read_checkpoint(_find(path)[0]), model)
+    state = models.official.official_state(hub.read_checkpoint(find_weights(path)[0]), model)
     classifier = model.get_classifier()  # type: ignore[operator]
     prefix = next(name for name, module in model.named_modules() if module is classifier)
     own = {k: v for k, v in model.state_dict().items() if k.startswith(f"{prefix}.")}
@@ -156,7 +162,7 @@ def start_from(model: nn.Module, path: str | os.PathLike[str]) -> None:
     models.load_official(model, state)
 
 
-def _find(path: str | os.PathLike[str]) -> tuple[Path, Description | None]:
+def find_weights(path: str | os.PathLike[str]) -> tuple[Path, Description | None]:
     """Return the file with the weights, and what its folder says of them."""
     place = hub.locate(path)
     if not place.is_dir():
