@@ -5,6 +5,7 @@
 (1438, 359, 10)
 """
 
+from volution.data.check import check_images
 from volution.data.decoding import decode_image, open_image
 from volution.data.division import split
 from volution.data.images import ImageArrays, ImageData, ImageFiles, Images, find_images
@@ -25,6 +26,7 @@ __all__ = [
     "InputConfig",
     "ShardReport",
     "Stream",
+    "check_images",
     "decode_image",
     "find_images",
     "load",

@@ -10,12 +10,40 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from volution import data, tasks
+from volution._support.console import log
 from volution.train import parallel
 from volution.train.config import TrainConfig
 from volution.train.freezing import apply_freezing
+from volution.train.ranks import is_first
 from volution.train.synchronised import synchronise
 
-__all__ = ["input_config", "loaders", "network"]
+__all__ = ["images", "input_config", "loaders", "network"]
+
+
+def images(config: TrainConfig, *, show_progress: bool = True) -> data.ImageData:
+    """Return the dataset, every image of it read once if the configuration says so."""
+    found = data.load(config.data, max_pixels=config.max_pixels)
+    if not len(found.train):
+        raise ValueError(f"data {config.data} has no images to learn from, only to measure with")
+    if config.check_data:
+        # The processes of one run need not all read everything.
+        parallel.decided_by_first(_check_images, config, found, show_progress)
+    return found
+
+
+def _check_images(config: TrainConfig, found: data.ImageData, show_progress: bool) -> None:
+    if not is_first():
+        return
+    for name, part in (("train", found.train), ("val", found.val)):
+        broken = data.check_images(part, workers=config.workers, show_progress=show_progress)
+        if len(broken) == len(part):
+            raise ValueError(f"data {config.data}: no image of {name} can be read; {broken[0]}")
+        if broken:
+            log.print(
+                f"{len(broken)} of {len(part)} images of {name} cannot be read, and are left out:"
+            )
+            for problem in broken:
+                log.print(f"  {problem}", markup=False, soft_wrap=True)
 
 
 def network(config: TrainConfig, images: data.ImageData) -> nn.Module:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from volution import data, tasks
+from volution import tasks
 from volution._support.console import log
 from volution.train import building, loggers, parallel
 from volution.train import folder as run_folder
@@ -61,10 +61,10 @@ class Run:
     module: ClassificationModule
 
     @classmethod
-    def build(cls, config: TrainConfig) -> Run:
+    def build(cls, config: TrainConfig, *, show_progress: bool = True) -> Run:
         """Read the data's list and make the network; nothing is written."""
         loggers.check_installed(config)
-        images = data.load(config.data)
+        images = building.images(config, show_progress=show_progress)
         torch.manual_seed(config.seed)
         net = building.network(config, images)
         inputs = building.input_config(config, net, images)

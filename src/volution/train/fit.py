@@ -79,7 +79,7 @@ def fit(
         start = parallel.decided_by_first(run_folder.begin, config)
         return _continue(config, start, show_progress, callbacks)
     # All that can fail on bad settings comes before the folder is touched.
-    run = engine.Run.build(config)
+    run = engine.Run.build(config, show_progress=show_progress)
     start = parallel.decided_by_first(run_folder.begin, config, overwrite=overwrite)
     return run.fit(start.folder, show_progress=show_progress, callbacks=callbacks)
 
@@ -141,6 +141,6 @@ def _continue(
     if start.state is not None:
         # All weights come from the state; the file they started from may be gone.
         config = replace(config, weights=None, pretrained=False)
-    return engine.Run.build(config).fit(
+    return engine.Run.build(config, show_progress=show_progress).fit(
         start.folder, resume=start.state, show_progress=show_progress, callbacks=callbacks
     )
