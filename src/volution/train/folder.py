@@ -12,6 +12,7 @@ from typing import Any
 from volution._support.console import log
 from volution._support.environment import environment
 from volution.train.config import PLACE, TrainConfig, read_config, write_config
+from volution.train.runstate import refuse_held
 from volution.train.store import Store
 
 __all__ = [
@@ -76,6 +77,7 @@ def begin(config: TrainConfig, *, overwrite: bool = False) -> Start:
             cannot be written.
     """
     folder = config.folder
+    refuse_held(folder / STEPS)
     if holds_run(folder) and not overwrite:
         _refuse_others(config, folder)
         start = _newest(config, folder)
@@ -109,6 +111,7 @@ def proceed(folder: Path, changes: Mapping[str, Any] | None = None) -> tuple[Tra
     """
     if not holds_run(folder):
         raise FileNotFoundError(f"resume: no run at {folder} (no {CONFIG} in it)")
+    refuse_held(folder / STEPS)
     own = replace(read_config(folder / CONFIG), out=folder)
     config = replace(own, **(changes or {}))
     if config.folder.resolve() != folder.resolve():

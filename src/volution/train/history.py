@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from volution.train.loggers import RunLogger
-from volution.train.rows import line, read_rows, write_rows
+from volution.train.rows import line, parse_rows, write_rows
 from volution.train.runstate import hold
 
 __all__ = ["History"]
@@ -27,17 +27,18 @@ _SECONDS_BETWEEN_WRITES = 1.0
 class History(Callback):
     """Keep one row of numbers for each epoch, and one for each hundredth of an epoch.
 
-    Both are part of the checkpoint: a resumed run writes the files of an unbroken one, but for the
-    times in them. The first process of all writes; the loss is the mean over all of them.
+    Both are part of the saved state: a resumed run writes the files of an unbroken one, but for
+    the times in them. The first process of all writes; losses are means over the images of all.
 
     Args:
         path: CSV file of a row for each epoch.
-        steps: CSV file of the loss within epochs.
+        steps: CSV file of the loss within epochs; locked as long as the run goes on.
         loggers: Further places for the same numbers.
 
     Attributes:
         rows: The epochs so far.
         recent: The last row within an epoch, once there is one.
+        lr: Learning rate of the batch that is being learned.
     """
 
     def __init__(self, path: Path, steps: Path, loggers: Sequence[RunLogger] = ()) -> None:
@@ -46,37 +47,47 @@ class History(Callback):
         self.loggers = loggers
         self.rows: list[dict[str, float]] = []
         self.recent: dict[str, float] = {}
-        self._kept: int | None = None  # rows of steps.csv before a resumption
-        self._seconds, self._images = 0.0, 0
+        self.lr = float("nan")
+        self._resumed = False
+        self._count = 0  # rows in steps.csv
         self._file: TextIO | None = None
         self._opened: list[RunLogger] = []
-        self._count = 0
-        # Sum of the losses since the last row, and how many images they are of.
-        self._sums: torch.Tensor | None = None
+        # Sum of losses and number of images of this epoch, at its last row.
+        self._before = torch.zeros(2, dtype=torch.float64)
         self._waiting: list[tuple[int, float, float, torch.Tensor]] = []
+        self._start, self._carried, self._in_epoch = 0.0, 0.0, False
+        self._learning, self._images = 0.0, 0.0
 
     # The start and the end
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._start = time.perf_counter() - self._seconds
-        self._train_seconds = 0.0
-        sums = torch.zeros(2, dtype=torch.float64 if module.device.type == "cpu" else torch.float32)
-        self._sums = (sums if self._sums is None else self._sums.to(sums)).to(module.device)
+        self._start = time.perf_counter() - self._carried
+        self._before = self._before.to(_learned(module))
         if not trainer.is_global_zero:
             return
-        self._file = self.steps.open("a")
+        self._file = self.steps.open("a+", encoding="utf-8", newline="")
         hold(self._file)
-        earlier = read_rows(self.steps)
-        self._count = min(len(earlier), self._kept or 0)
-        _shorten(self.steps, self._file, self._count)
+        written = self._shorten(self._file)
         self._written = time.perf_counter()
-        written = int(earlier[-1]["step"]) if earlier else 0
         for logger in self.loggers:
-            logger.open(
-                step=None if self._kept is None else trainer.global_step,
-                written=0 if self._kept is None else written,
-            )
+            logger.open(step=trainer.global_step if self._resumed else None, written=written)
             self._opened.append(logger)
+
+    def _shorten(self, file: TextIO) -> int:
+        """Leave the rows that belong to the restored state; return the last step there was."""
+        file.seek(0)
+        text = file.read()
+        try:
+            earlier = parse_rows(text)
+        except ValueError:  # not ours to repair; the epochs are in the state
+            earlier = []
+        self._count = min(self._count, len(earlier))
+        lines = text.splitlines(keepends=True)[: self._count + 1] if self._count else []
+        file.truncate(sum(len(line.encode()) for line in lines))
+        if not lines:
+            file.write(line(STEPS))
+        file.flush()
+        return int(earlier[-1]["step"]) if earlier else 0
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._close(failed=False)
@@ -97,12 +108,13 @@ class History(Callback):
     # Within an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._images == 0:  # not in the middle, after a resumption
+        if not self._in_epoch:  # after a resumption it may have begun before
             self._start = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, index: int
     ) -> None:
+        self._in_epoch = True
         # Now, not after the step: the schedule is then a step ahead.
         group = trainer.optimizers[0].param_groups[0]
         # With layer decay the first group is that of the first layers, slowed down most.
@@ -111,23 +123,15 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        images = len(batch.labels)
-        self._images += images * trainer.world_size
-        assert self._sums is not None
-        if images and outputs is not None and outputs.get("loss") is not None:
-            # Lightning's is the share of the batch in a step of several.
-            loss = outputs["loss"].detach().to(self._sums.dtype) * trainer.accumulate_grad_batches
-            self._sums += torch.stack([loss * images, torch.full_like(loss, images)])
-        batches = int(trainer.num_training_batches)
-        every = math.ceil(batches / _ROWS_PER_EPOCH)
-        if (index + 1) % every and index + 1 < batches:
-            return
-        sums = trainer.strategy.reduce(self._sums.clone(), reduce_op="sum")
-        self._sums.zero_()
         if self._file is None:
             return
-        epoch = trainer.current_epoch + (index + 1) / batches
-        self._waiting.append((trainer.global_step, round(epoch, 6), self.lr, sums))
+        batches = int(trainer.num_training_batches)
+        if (index + 1) % math.ceil(batches / _ROWS_PER_EPOCH) and index + 1 < batches:
+            return
+        sums = _learned(module).clone()
+        epoch = round(trainer.current_epoch + (index + 1) / batches, 6)
+        self._waiting.append((trainer.global_step, epoch, self.lr, sums - self._before))
+        self._before = sums
         if time.perf_counter() - self._written > _SECONDS_BETWEEN_WRITES:
             self._flush()
 
@@ -135,78 +139,75 @@ class History(Callback):
         """Fetch the losses that wait on the device, and write their rows."""
         if self._file is None or not self._waiting:
             return
-        for step, epoch, lr, sums in self._waiting:
+        waiting, self._waiting = self._waiting, []
+        for step, epoch, lr, sums in waiting:
             total, images = sums.tolist()
             if images == 0:  # nothing was readable
                 continue
             row = dict(zip(STEPS, (step, epoch, lr, total / images), strict=True))
-            self._file.write(_step_line(row))
+            self._file.write(line([step, epoch, lr, row["train_loss"]]))
             self._count += 1
             self.recent = row
-            for logger in self._opened:
-                logger.write(step, {"step/lr": lr, "step/train_loss": row["train_loss"]})
-        self._waiting.clear()
+            self._tell(step, {"step/lr": lr, "step/train_loss": row["train_loss"]})
         self._file.flush()
         self._written = time.perf_counter()
+
+    def _tell(self, step: int, values: Mapping[str, float]) -> None:
+        for logger in self._opened:
+            logger.write(step, values)
 
     # After an epoch
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._train_seconds = time.perf_counter() - self._start
+        self._learning = time.perf_counter() - self._start
+        self._images = float(_learned(module)[1])
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        seconds = time.perf_counter() - self._start
-        rate = self._images / max(self._train_seconds or seconds, 1e-9)
         row = {
             "epoch": trainer.current_epoch + 1,
             "lr": self.lr,
             **{n: metrics.get(n, float("nan")) for n in ("train_loss", "val_loss")},
             **{n: metrics.get(n, float("nan")) for n in ("val_top1", "val_top5")},
-            "seconds": round(seconds, 3),
-            "images_per_second": round(rate, 1),
+            "seconds": round(time.perf_counter() - self._start, 3),
+            "images_per_second": round(self._images / max(self._learning, 1e-9), 1),
         }
         self.rows.append(row)
-        self._start, self._images = time.perf_counter(), 0
+        self._in_epoch = False
+        self._before.zero_()
         if self._file is None:
             return
         self._flush()
         write_rows(self.path, self.rows)
-        for logger in self._opened:
-            named = {f"epoch/{name}": value for name, value in row.items() if name != "epoch"}
-            logger.write(trainer.global_step, named)
+        named = {f"epoch/{name}": value for name, value in row.items() if name != "epoch"}
+        self._tell(trainer.global_step, named)
 
-    # Part of the checkpoint
+    # Part of the saved state
 
     def state_dict(self) -> dict[str, Any]:
         self._flush()
         if self._file is not None:
             os.fsync(self._file.fileno())
+        for logger in self._opened:
+            logger.flush()
         return {
             "rows": [dict(row) for row in self.rows],
             "step_rows": self._count,
-            "images": self._images,
-            "seconds": time.perf_counter() - self._start if self._images else 0.0,
-            "sums": [0.0, 0.0] if self._sums is None else self._sums.tolist(),
+            "before": self._before.tolist(),
+            "in_epoch": self._in_epoch,
+            "seconds": time.perf_counter() - self._start if self._in_epoch else 0.0,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = True
         self.rows = [dict(row) for row in state_dict["rows"]]
-        self._kept = state_dict["step_rows"]
-        self._images, self._seconds = state_dict["images"], state_dict["seconds"]
-        self._sums = torch.tensor(state_dict["sums"], dtype=torch.float64)
+        self._count = state_dict["step_rows"]
+        self._before = torch.tensor(state_dict["before"], dtype=torch.float64)
+        self._in_epoch = state_dict["in_epoch"]
+        self._carried = state_dict["seconds"]
 
 
-def _shorten(path: Path, file: TextIO, rows: int) -> None:
-    """Leave the first rows of a file that is open for appending."""
-    lines = path.read_bytes().splitlines(keepends=True)[: rows + 1]
-    if rows == 0:
-        lines = []
-    file.truncate(sum(map(len, lines)))
-    if not lines:
-        file.write(line(STEPS))
-    file.flush()
-
-
-def _step_line(row: Mapping[str, float]) -> str:
-    return line([int(row["step"]), *(row[name] for name in STEPS[1:])])
+def _learned(module: LightningModule) -> torch.Tensor:
+    """Return the sum of the losses in this epoch, and of how many images they are."""
+    learned: torch.Tensor = module.learned  # type: ignore[assignment]
+    return learned

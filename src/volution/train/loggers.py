@@ -34,6 +34,10 @@ class RunLogger(Protocol):
         """Take numbers by their names; steps never go down."""
         ...
 
+    def flush(self) -> None:
+        """Bring to the disk what was written so far, if that is where it goes."""
+        ...
+
     def close(self, *, failed: bool) -> None:
         """Write what is waiting and let go of everything."""
         ...
@@ -88,6 +92,9 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        self._writer.flush()
+
     def close(self, *, failed: bool) -> None:
         self._writer.close()
 
@@ -140,6 +147,9 @@ class WeightsAndBiases:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self._first:
             self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        pass  # a process of its own writes
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))

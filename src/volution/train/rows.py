@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["line", "read_rows", "write_rows"]
+__all__ = ["line", "parse_rows", "read_rows", "write_rows"]
 
 
 def line(values: Sequence[object]) -> str:
@@ -43,16 +43,26 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except UnicodeDecodeError as error:
+        return parse_rows(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not a table of numbers: {error}") from error
+
+
+def parse_rows(text: str) -> list[dict[str, float]]:
+    """Return the rows in a file's text, as :func:`read_rows`.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+        >>> parse_rows("step,loss\\n1,0.5\\n2,0.2")
+        [{'step': 1.0, 'loss': 0.5}]
+    """
+    lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     rows = list(csv.reader(lines))
     if not rows:
         return []
     head, rest = rows[0], rows[1:]
-    try:
-        return [{name: float(value) for name, value in zip(head, row, strict=True)} for row in rest]
-    except ValueError as error:
-        raise ValueError(f"{path} is not a table of numbers: {error}") from error
+    return [{name: float(value) for name, value in zip(head, row, strict=True)} for row in rest]
