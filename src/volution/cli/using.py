@@ -22,6 +22,7 @@ def predict(
     batch_size: int = 64,
     workers: int = 0,
     device: Device = "auto",
+    max_pixels: int = 100_000_000,
     part_size: int = 10_000,
     rank: int | None = None,
     ranks: int | None = None,
@@ -30,7 +31,7 @@ def predict(
 
     Args:
         checkpoint: Weights, such as runs/NAME/best.safetensors.
-        images: Files, folders and patterns such as 'photos/**/*.jpg'.
+        images: Files, folders and patterns such as 'photos/**/*.jpg'; or wds:SHARDS.
         top: Classes to name for each image.
         embeddings: Give the pooled features, the classifier's input, as well.
         output: File to write (.csv, .json, .jsonl, .parquet), or a folder for parts in parquet,
@@ -40,6 +41,7 @@ def predict(
         batch_size: Images per pass.
         workers: Processes that read images ahead.
         device: Where to compute; auto takes a GPU if there is one.
+        max_pixels: Images of more pixels are refused, unread.
         part_size: Images of a part.
         rank: Which share of the images to write parts of, from 0; torchrun and SLURM say it too.
         ranks: How many shares there are; likewise.
@@ -53,7 +55,7 @@ def predict(
     share = find_share(rank, ranks)
     predictions.check(output, share, in_parts=in_parts, embeddings=embeddings, as_json=json)
     settings = predictions.Settings(
-        top, embeddings, batch_size, workers, find_device(device, share.local)
+        top, embeddings, batch_size, workers, find_device(device, share.local), max_pixels
     )
     inputs = find_inputs(images)
     count = inputs.survey().count

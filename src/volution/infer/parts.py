@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from volution._support.console import Meter, log
+from volution.data.decoding import MAX_PIXELS
 from volution.infer.broken import BrokenList
 from volution.infer.inputs import Inputs, find_inputs
 from volution.infer.job import Job, Part, claim
@@ -52,6 +54,7 @@ def predict_parts(
     batch_size: int = 64,
     workers: int = 0,
     device: str | torch.device = "cpu",
+    max_pixels: int = MAX_PIXELS,
     show_progress: bool = True,
 ) -> PartsResult:
     """Write predictions for a share of the images to parquet files in a folder.
@@ -62,7 +65,7 @@ def predict_parts(
 
     Args:
         classifier: The network, its classes and its input. It comes back as it was.
-        images: Files, folders and patterns, see :func:`find_paths`.
+        images: Files, folders and patterns, see :func:`find_paths`; or ``["wds:SHARDS"]``.
         folder: Where the parts go; it is made if need be.
         share: Which images are this process's; all by default.
         top: Classes of each image.
@@ -71,6 +74,7 @@ def predict_parts(
         batch_size: Images per pass.
         workers: Processes that read images.
         device: Where to compute.
+        max_pixels: Images of more pixels are refused.
         show_progress: Show a progress bar.
 
     Raises:
@@ -107,10 +111,12 @@ def predict_parts(
                 batch_size=batch_size,
                 workers=workers,
                 device=device,
+                max_pixels=max_pixels,
                 start=run[0].start,
                 stop=run[-1].stop,
             )
-            _write(folder, job, run, stream, broken, meter)
+            with closing(stream):
+                _write(folder, job, run, stream, broken, meter)
     if pending and inputs.survey() != survey:
         raise ValueError(
             f"the images were others at the end than at the beginning; {folder} cannot be used, "

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from volution._support.console import Meter
-from volution.infer.listing import find_paths
+from volution.data.decoding import MAX_PIXELS
+from volution.infer.inputs import find_inputs
 from volution.infer.streaming import Prediction, predict_stream
 from volution.infer.writing import CsvWriter, JsonWriter
 from volution.tasks import Classifier
@@ -69,18 +70,20 @@ def predict(
     batch_size: int = 64,
     workers: int = 0,
     device: str | torch.device = "cpu",
+    max_pixels: int = MAX_PIXELS,
     show_progress: bool = True,
 ) -> Predictions:
     """Return the likeliest classes of images; for very many, see :func:`predict_stream`.
 
     Args:
         classifier: The network, its classes and its input. It comes back as it was.
-        names: Files, folders and patterns, see :func:`find_paths`.
+        names: Files, folders and patterns, see :func:`find_paths`; or ``["wds:SHARDS"]``.
         top: Classes to return for each image.
         embeddings: Return the pooled features as well.
         batch_size: Images per pass.
         workers: Processes that read images.
         device: Where to compute.
+        max_pixels: Images of more pixels are refused.
         show_progress: Show a progress bar.
 
     Returns:
@@ -90,18 +93,20 @@ def predict(
         FileNotFoundError: If a name stands for nothing.
         ValueError: If a folder holds no image, or the only image cannot be read.
     """
-    paths = find_paths(names)
+    inputs = find_inputs(names)
+    count = inputs.survey().count
     stream = predict_stream(
         classifier,
-        names,
+        inputs,
         top=top,
         embeddings=embeddings,
         batch_size=batch_size,
         workers=workers,
         device=device,
+        max_pixels=max_pixels,
     )
     rows, broken = list[Prediction](), list[str]()
-    with Meter("predicting", len(paths), show=show_progress) as meter:
+    with Meter("predicting", count, show=show_progress) as meter:
         for batch in stream:
             rows += [row for row in batch if not row.error]
             broken += [row.error for row in batch if row.error]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from volution.data import open_image
+from volution.data.decoding import MAX_PIXELS, decode_image, open_image
 from volution.infer.inputs import Inputs, Item, find_inputs
 from volution.infer.mode import evaluating
 from volution.infer.reading import ReadBatch, read_batches
@@ -27,7 +26,7 @@ class Prediction:
     """What a network says of an image.
 
     Args:
-        path: The image's file, or its key in a shard.
+        path: The image's file, or its name in a shard.
         classes: The likeliest classes, the likeliest first; none if it could not be read.
         probabilities: Theirs.
         embedding: Pooled features, the classifier's input, in float32; None if not asked for.
@@ -50,9 +49,10 @@ def predict_stream(
     batch_size: int = 64,
     workers: int = 0,
     device: str | torch.device = "cpu",
+    max_pixels: int = MAX_PIXELS,
     start: int = 0,
     stop: int | None = None,
-) -> Iterator[list[Prediction]]:
+) -> Generator[list[Prediction], None, None]:
     """Yield predictions batch by batch, in the order of the images.
 
     Memory does not grow with the number of images. An image that cannot be read is in its place,
@@ -61,18 +61,20 @@ def predict_stream(
     Args:
         classifier: The network, its classes and its input. It comes back as it was when the
             stream ends or is closed.
-        images: Files, folders and patterns, in the order of :func:`walk_paths`.
+        images: Files, folders and patterns, in the order of :func:`walk_paths`; or
+            ``["wds:SHARDS"]``.
         top: Classes to return for each image.
         embeddings: Return the pooled features as well.
         batch_size: Images per pass.
         workers: Processes that read images ahead.
         device: Where to compute.
+        max_pixels: Images of more pixels are refused.
         start: Position of the first image.
         stop: Position after the last image; None for all.
 
     Raises:
         FileNotFoundError: If a name stands for nothing.
-        ValueError: If ``top`` or ``batch_size`` is below 1, a folder holds no image, or the only
+        ValueError: If a number is too small, a folder holds no image, or the only
             image of all cannot be read.
         TypeError: If embeddings are asked of a network without ``forward_features``.
         OSError: If a worker died.
@@ -91,7 +93,7 @@ def predict_stream(
         ['0.png', '1.png'] 1
         ['2.png'] 1
     """
-    for name, value in (("top", top), ("batch_size", batch_size)):
+    for name, value in (("top", top), ("batch_size", batch_size), ("max_pixels", max_pixels)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if workers < 0:
@@ -99,12 +101,10 @@ def predict_stream(
     if embeddings:
         _check_features(classifier)
     inputs = find_inputs(images) if isinstance(images, Sequence) else images
-    items = inputs.items(start, stop)
-    first_two = list(itertools.islice(items, 2))
-    alone = len(first_two) == 1 and start == 0 and stop is None
+    alone = start == 0 and stop is None and inputs.is_single()
     batches = read_batches(
-        itertools.chain(first_two, items),
-        _Open(classifier.input.channels),
+        inputs.items(start, stop),
+        _Open(classifier.input.channels, max_pixels),
         classifier.input.transform(),
         batch_size=batch_size,
         workers=0 if alone else workers,
@@ -126,11 +126,15 @@ def embedding_width(classifier: Classifier) -> int:
 class _Open:
     """Reads an item; a class, as workers may have to be sent it."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, max_pixels: int) -> None:
         self.channels = channels
+        self.max_pixels = max_pixels
 
     def __call__(self, item: Item) -> Image.Image:
-        return open_image(Path(item.name), self.channels)
+        if item.content is None:
+            return open_image(Path(item.name), self.channels, self.max_pixels)
+        name = f"{item.shard}: {item.name}"
+        return decode_image(item.content, name, self.channels, self.max_pixels)
 
 
 def _check_features(classifier: Classifier) -> None:
@@ -141,7 +145,7 @@ def _check_features(classifier: Classifier) -> None:
         )
 
 
-def _only_image(rows: Iterator[list[Prediction]]) -> Iterator[list[Prediction]]:
+def _only_image(rows: Iterator[list[Prediction]]) -> Generator[list[Prediction], None, None]:
     """Let the fault of the only image be an error: it is all there is."""
     for batch in rows:
         if batch[0].error:
@@ -155,7 +159,7 @@ def _predict(
     top: int,
     embeddings: bool,
     device: torch.device,
-) -> Iterator[list[Prediction]]:
+) -> Generator[list[Prediction], None, None]:
     top = min(top, len(classifier.classes))
     with evaluating(classifier.model, device) as model:
         for batch in batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Settings:
     batch_size: int
     workers: int
     device: str
+    max_pixels: int
 
 
 def check(
@@ -83,7 +84,7 @@ def show(
             top = min(settings.top, len(classifier.classes))
             writers.append(stack.enter_context(open_writer(output, top=top, width=width)))
         meter = stack.enter_context(Meter("predicting", count, show=not quiet))
-        for rows in stream:
+        for rows in stack.enter_context(closing(stream)):
             for writer in writers:
                 writer.write(rows)
             for row in rows:
