@@ -42,7 +42,7 @@ def write_card(
     """
     parts = [
         f"# {title}",
-        f"`{model}`, a network for image classification with {parameters / 1e6:.1f} million "
+        f"`{model}`, a network for image classification with {parameters:,} "
         f"parameters and {len(classes)} classes, made with "
         f"[volution](https://volution.readthedocs.io) and timm.",
         _facts(classes, input_text, source, license),
@@ -93,14 +93,14 @@ def _measured(provenance: Provenance) -> str:
             rows[key] = float(text)
     if not rows:
         return "Nothing is recorded with these weights. Measure them: `volution eval`."
-    lines = ["| on the validation images | |", "|---|---|"]
+    lines = ["| measure | value |", "|---|---|"]
     for key, value in rows.items():
         name = key.removeprefix("val_")
         shown = f"{value:.2%}" if name in _SHARES else f"{value:.4f}"
         lines.append(f"| {name.replace('top', 'top-')} | {shown} |")
     data = provenance.settings.get("data")
     where = f" of `{data}`" if data else ""
-    return f"Measured{where} while training; nobody has measured it again.\n\n" + "\n".join(lines)
+    return f"Measured on the validation images{where} during training.\n\n" + "\n".join(lines)
 
 
 def _usage(address: str) -> str:

@@ -20,9 +20,13 @@ from volution.hub.transfer import CONFIG
 __all__ = ["Description", "config_of", "read_description"]
 
 _OF_THE_NETWORK = (
-    "tag", "pool_size", "first_conv", "classifier", "license", "origin_url", "paper_name",
+    "pool_size",
+    "first_conv",
+    "classifier",
+    "origin_url",
+    "paper_name",
     "paper_ids",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,15 @@ class Description:
     model_args: dict[str, Any] = field(default_factory=dict)
 
 
-def config_of(described: Description, model: nn.Module) -> dict[str, Any]:
+def config_of(
+    described: Description, model: nn.Module, *, license: str | None = None
+) -> dict[str, Any]:
     """Return the ``config.json`` of a classifier, in timm's schema.
 
     Args:
         described: What the weights are of.
         model: The network.
+        license: The weights' licence, if it is known.
 
     Raises:
         ValueError: If an argument of the network cannot be written as JSON.
@@ -64,6 +71,7 @@ def config_of(described: Description, model: nn.Module) -> dict[str, Any]:
         "model_args": described.model_args,
         "pretrained_cfg": {
             **{name: cfg[name] for name in _OF_THE_NETWORK if cfg.get(name) is not None},
+            **({"license": license} if license else {}),
             "custom_load": False,
             "num_classes": len(described.classes),
             "input_size": [wanted.channels, side, side],

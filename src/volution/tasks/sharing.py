@@ -65,6 +65,7 @@ def push(
     place = str(destination)
     remote = hub.is_remote(destination)
     title = place.removeprefix("hf-hub:").rstrip("/").rpartition("/")[2]
+    license = license or (theirs if theirs != "unknown" else None)
     card = hub.write_card(
         title,
         model=classifier.name,
@@ -74,15 +75,15 @@ def push(
         source=cfg,
         provenance=given,
         address=place if remote else f"local-dir:{title}",
-        license=license or (theirs if theirs != "unknown" else None),
+        license=license,
     )
     if remote:
         with tempfile.TemporaryDirectory() as folder:
-            _write(Path(folder), classifier, card, given.remarks)
+            _write(Path(folder), classifier, card, given.remarks, license)
             hub.send(Path(folder), place, private=private, message=f"Add {classifier.name}")
         return classifier
     with _placed(Path(destination)) as unfinished:
-        _write(unfinished, classifier, card, given.remarks)
+        _write(unfinished, classifier, card, given.remarks, license)
     return classifier
 
 
@@ -130,11 +131,13 @@ def pull(
     return classifier
 
 
-def _write(folder: Path, classifier: Classifier, card: str, remarks: dict[str, str]) -> None:
+def _write(
+    folder: Path, classifier: Classifier, card: str, remarks: dict[str, str], license: str | None
+) -> None:
     described = Description(
         classifier.name, classifier.classes, classifier.input, classifier.model_args
     )
-    config = config_of(described, classifier.model)
+    config = config_of(described, classifier.model, license=license)
     # Other libraries ask for the format.
     metadata = {**metadata_of(classifier), **remarks, "format": "pt"}
     hub.write_checkpoint(folder / WEIGHTS, classifier.model.state_dict(), metadata)
@@ -151,7 +154,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
         raise ValueError(
             f"destination: {folder} holds files already ({', '.join(there[:_SHOWN])}{more}); "
-            f"choose another folder, or add --overwrite to replace {WEIGHTS}, {CONFIG} and {CARD} in it"
+            f"choose another folder, or add --overwrite to replace {WEIGHTS}, {CONFIG} and {CARD}"
         )
 
 
@@ -178,5 +181,5 @@ def _input_text(classifier: Classifier) -> str:
     side, channels = wanted.image_size, wanted.channels
     return (
         f"{channels} channel{'s' * (channels > 1)} of {side} by {side} pixels, resized "
-        f"{wanted.interpolation}, crop {wanted.crop_pct:g}, mean {numbers[0]}, std {numbers[1]}"
+        f"{wanted.interpolation}, crop {wanted.crop_pct:g}, mean ({numbers[0]}), std ({numbers[1]})"
     )
