@@ -24,6 +24,7 @@ Command = Callable[..., int]
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "list": showing.list_,
     "info": showing.info,
+    "recipes": showing.recipes,
     "train": training.train,
     "eval": measuring.eval_,
     "verify": measuring.verify,
@@ -102,6 +103,8 @@ def _add_commands(
         if isinstance(command, dict):
             summary = _GROUPS[name]
             sub = jsonargparse.ArgumentParser(description=summary, exit_on_error=False)
+            # The outer one first: jsonargparse wants to know where it stands.
+            added.add_subcommand(name, sub, help=summary)
             if wanted:
                 _add_commands(sub, command, None)
         else:
@@ -111,7 +114,7 @@ def _add_commands(
             if wanted:
                 texts = {p.arg_name: p.description or "" for p in about.params}
                 _add_arguments(sub, command, texts)
-        added.add_subcommand(name, sub, help=summary)
+            added.add_subcommand(name, sub, help=summary)
 
 
 class _ConfigFile(jsonargparse.ActionConfigFile):

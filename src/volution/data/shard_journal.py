@@ -40,9 +40,11 @@ class Journal:
             ValueError: If the folder holds anything of another job, or shards are missing.
             OSError: If it cannot be written.
         """
-        other = f"dst: {folder} holds shards of other data or settings; choose another folder"
+        other = (
+            f"destination: {folder} holds shards of other data or settings; choose another folder"
+        )
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"dst must be a folder, {folder} is a file")
+            raise ValueError(f"destination must be a folder, {folder} is a file")
         index = read_index(str(folder))
         if index is not None and index.job != job:
             raise ValueError(other)
@@ -56,12 +58,16 @@ class Journal:
         for name, shard in known.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != shard.bytes:
-                raise ValueError(f"dst: {path} was changed since it was written; remove {folder}")
+                raise ValueError(
+                    f"destination: {path} was changed since it was written; remove {folder}"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / _NAME).exists():
             strange = min(folder.glob("*.tar"), default=None)
             if strange is not None:
-                raise ValueError(f"dst: {folder} holds {strange.name} already; choose another one")
+                raise ValueError(
+                    f"destination: {folder} holds {strange.name} already; choose another one"
+                )
             journal.save()
         return journal
 

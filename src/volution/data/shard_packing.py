@@ -81,9 +81,10 @@ def pack(
             shard = None
     except OSError as error:
         done = sum(len(shards) for shards in journal.shards.values())
+        reason = error.strerror or error
         raise OSError(
-            f"dst: {journal.folder}: {error.strerror or error}; {done} shards are complete, the "
-            f"same command goes on from there"
+            f"destination: {journal.folder}: {reason}; {done} shards are complete, the same command "
+            f"goes on from there"
         ) from error
     finally:
         if shard is not None:

@@ -42,7 +42,7 @@ class ShardReport:
 
 def write_shards(
     data: ImageData,
-    dst: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     *,
     max_bytes: int = 256 * 2**20,
     max_count: int = 100_000,
@@ -50,7 +50,7 @@ def write_shards(
     seed: int = 0,
     show_progress: bool = True,
 ) -> ShardReport:
-    """Write a dataset as shards that WebDataset, and ``wds:DST``, can read.
+    """Write a dataset as shards that WebDataset, and ``wds:DESTINATION``, can read.
 
     Training images are shuffled, validation images keep their order. Files are copied byte for
     byte, other images written as PNG. A shard appears under its name when it is complete and was
@@ -59,7 +59,8 @@ def write_shards(
 
     Args:
         data: What to write.
-        dst: Folder for ``train-000000.tar``, ..., ``val-000000.tar``, ... and ``index.json``.
+        destination: Folder for ``train-000000.tar`` and so on, ``val-000000.tar`` and so on, and
+            ``index.json``.
         max_bytes: Size of a shard that is not exceeded, unless by a single image.
         max_count: Most images in a shard.
         workers: Processes that read images and check that they can be decoded.
@@ -70,9 +71,9 @@ def write_shards(
         What was written, also if an earlier call has finished it.
 
     Raises:
-        ValueError: If a setting cannot work, the data are shards already, or ``dst`` holds shards
-            of other data or settings.
-        OSError: If ``dst`` cannot be written; the shards until then are complete.
+        ValueError: If a setting cannot work, the data are shards already, or ``destination`` holds
+            shards of other data or settings.
+        OSError: If ``destination`` cannot be written; the shards until then are complete.
         MissingExtra: If webdataset is not installed.
 
     Example:
@@ -94,7 +95,7 @@ def write_shards(
         raise ValueError(f"data {data.name} is in shards already; give what they were made from")
     keys = dict(zip(splits, sample_keys(list(splits.values())), strict=True))
     job = _job(data, splits, keys, [max_bytes, max_count, seed])
-    folder = Path(dst)
+    folder = Path(destination).expanduser()
     journal = Journal.begin(folder, job)
     if journal is None:
         return _report(folder)
