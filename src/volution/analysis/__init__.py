@@ -9,12 +9,14 @@ from volution.analysis.large_kernels import border_effect, large_kernel_picture
 from volution.analysis.receptive import effective_receptive_field, receptive_field_picture
 from volution.analysis.samples import samples_picture
 from volution.analysis.shifts import receptive_fields, shift_picture
+from volution.analysis.training_memory import TrainingMemory, training_memory
 
 __all__ = [
     "Cost",
     "Filters",
     "KernelMaps",
     "Stage",
+    "TrainingMemory",
     "border_effect",
     "confusion_picture",
     "curves_picture",
@@ -30,5 +32,6 @@ __all__ = [
     "samples_picture",
     "schedule_picture",
     "shift_picture",
+    "training_memory",
     "widest_filters",
 ]

@@ -97,6 +97,8 @@ def loaders(
         auto_augment=config.auto_augment,
         random_erasing=config.random_erasing,
     )
+    if config.color_jitter is not None:
+        augmentation = replace(augmentation, color_jitter=config.color_jitter)
     if config.crop_scale is not None:
         augmentation = replace(augmentation, scale=(config.crop_scale, 1.0))
     load = partial(

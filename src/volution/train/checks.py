@@ -44,7 +44,11 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         "above 0 and finite",
         lambda x: 0 < x < math.inf,
     ),
-    (("weight_decay", "mixup", "cutmix"), "at least 0", lambda x: 0 <= x < math.inf),
+    (
+        ("weight_decay", "mixup", "cutmix", "color_jitter"),
+        "at least 0",
+        lambda x: 0 <= x < math.inf,
+    ),
     (("label_smoothing", "random_erasing", "distill_alpha"), "from 0 to 1", lambda x: 0 <= x <= 1),
     (
         ("momentum", "ema_decay", "drop_path_rate"),

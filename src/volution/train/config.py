@@ -63,6 +63,8 @@ class TrainConfig:
         weights: File of weights to start from; its classifier is left out where the classes differ.
         model_args: Further arguments of the network, such as '{"global_pool": "max"}'.
         auto_augment: An augmentation policy of timm, such as rand-m9-mstd0.5-inc1.
+        color_jitter: Strength of random brightness, contrast and saturation, where there is no
+            auto_augment; the dataset's if not given.
         random_erasing: Probability of erasing a rectangle of a training image.
         repeats: Times an image is seen in a row of epochs of the same length, each time varied
             anew (repeated augmentation); 1 for none.
@@ -126,6 +128,7 @@ class TrainConfig:
     weights: Path | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     auto_augment: str | None = None
+    color_jitter: float | None = None
     random_erasing: float = 0.0
     repeats: int = 1
     check_data: bool = False
