@@ -236,9 +236,11 @@ class GnConv(nn.Module):
         assert shift is not None
         p = pointwise(input, matrix[:first], shift[:first])
         q = pointwise(input, matrix[first:], shift[first:])
+        # Under autocast a filter may end in a norm, which gives float32 on a GPU.
         if isinstance(self.dwconv, GlobalLocalFilter):
-            return gnconv2d(p, self.dwconv(q, self.scale), weights, biases)
-        q = self.dwconv(q)
+            q = self.dwconv(q, self.scale).to(p.dtype)
+            return gnconv2d(p, q, weights, biases)
+        q = self.dwconv(q).to(p.dtype)
         return gnconv2d(p, q * self.scale if self.scale != 1.0 else q, weights, biases)
 
     def fuse(self, gain: Tensor | None = None) -> GnConv:
