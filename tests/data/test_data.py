@@ -184,3 +184,15 @@ def test_no_bit_kept_is_black():
     image = Image.new("RGB", (3, 2), (200, 100, 50))
     assert np.asarray(transforms._posterize(image, 0)).tolist() == [[[0, 0, 0]] * 3] * 2
     assert transforms._posterize(image, 2).getpixel((0, 0)) == (192, 64, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_is_continued_in_its_middle_and_the_next_is_whole(colours, workers):
+    config = data.InputConfig(3, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    images = data.load(f"folder:{colours}").train
+    loader = data.loader(images, config.transform(), batch_size=4, shuffle_seed=0, workers=workers)
+    data.set_position(loader, 3)
+    whole = [batch.indices.tolist() for batch in loader]
+    data.set_position(loader, 3, 2)
+    assert [batch.indices.tolist() for batch in loader] == whole[2:]
+    assert len(list(loader)) == len(whole)

@@ -88,8 +88,16 @@ class Batches(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         # Not a generator itself: position and epoch are those of now, not of the first batch.
-        done, self.batches_done = self.batches_done, 0
+        return self._used_up(self.batches_from(self.batches_done))
+
+    def batches_from(self, done: int) -> Iterator[list[Item]]:
+        """Return the batches of the epoch after the first ones."""
         return self._batches(self._order(), range(done, len(self)))
+
+    def _used_up(self, batches: Iterator[list[Item]]) -> Iterator[list[Item]]:
+        # Only now: with workers, PyTorch asks for a second iterator before it uses one.
+        self.batches_done = 0
+        yield from batches
 
     def _batches(self, order: Sequence[Item], numbers: range) -> Iterator[list[Item]]:
         share = self.batch_size // self.ranks

@@ -173,8 +173,7 @@ class StreamBatches(Batches):
         self.stream = stream
         self.share = batch_size // ranks
 
-    def __iter__(self) -> Iterator[list[StreamItem]]:  # type: ignore[override]
-        done, self.batches_done = self.batches_done, 0
+    def batches_from(self, done: int) -> Iterator[list[StreamItem]]:  # type: ignore[override]
         if self.seed is None:
             return self._in_order(done)
         return self._mixed(self.seed, self.epoch, done)
