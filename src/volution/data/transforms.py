@@ -49,6 +49,8 @@ class InputConfig:
         std: Then divided by.
         interpolation: How images are resized.
         crop_pct: Share of the resized image that the centre crop keeps, when not training.
+        crop_mode: How an image becomes square before that: ``"center"`` fits its short side in,
+            ``"squash"`` both sides, ``"border"`` its long side, with a border of the mean colour.
 
     Example:
         >>> config = InputConfig(channels=1, image_size=8, mean=(0.5,), std=(0.5,))
@@ -64,10 +66,11 @@ class InputConfig:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    crop_mode: str = "center"
 
     def transform(self) -> Transform:
         """Return the transform for measuring and predicting: resize, centre crop, normalise."""
-        return self._create(is_training=False, crop_pct=self.crop_pct)
+        return self._create(is_training=False, crop_pct=self.crop_pct, crop_mode=self.crop_mode)
 
     def training_transform(self, augmentation: Augmentation) -> Transform:
         """Return the transform for training: random crop and what ``augmentation`` says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -81,7 +82,13 @@ def input_config(
     # Asked for a size of one's own, cropping off the border would only lose pixels.
     own = data is not None and data.image_size is not None
     return InputConfig(
-        channels, size, mean, std, config["interpolation"], 1.0 if own else config["crop_pct"]
+        channels,
+        size,
+        mean,
+        std,
+        config["interpolation"],
+        1.0 if own else config["crop_pct"],
+        config["crop_mode"],
     )
 
 
@@ -115,6 +122,15 @@ class Accuracy:
         self.confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
         best = logits.topk(min(5, classes), dim=1).indices
         self._among_five += int((best == labels[:, None]).any(1).sum())
+
+    def combine(self, summed: Callable[[Tensor], Tensor]) -> None:
+        """Take in what other processes counted.
+
+        Args:
+            summed: Returns the sum of a tensor over all of them.
+        """
+        self.confusion = summed(self.confusion)
+        self._among_five = int(summed(torch.tensor([self._among_five])))
 
     @property
     def count(self) -> int:
