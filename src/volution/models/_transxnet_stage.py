@@ -40,6 +40,17 @@ class StageTable(PositionTable):
         self._load_state_dict_pre_hooks.clear()
         self.register_load_state_dict_pre_hook(_check_table)  # type: ignore[no-untyped-call]
 
+    @torch.no_grad()
+    def resize(self, size: tuple[int, int]) -> None:
+        """Become the table of maps of another size, as it was resized for them before."""
+        height, width = size
+        if size == self.size:
+            return
+        keys = strided(height, self.sr_ratio) * strided(width, self.sr_ratio)
+        # The parameter stays the same object: optimisers may hold it.
+        self.weight.data, self.weight.grad = self(height * width, keys).clone(), None
+        self.size = size
+
     def fits_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """Return whether a stored parameter of this name can be taken over in another shape."""
         return name == "weight" and self._stored_size(shape) is not None

@@ -171,6 +171,25 @@ class HorNet(Pyramid):
         spared = ("gamma1", "gamma2", "complex_weight")
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resize the global filters for images of another side, or height and width.
+
+        What the network makes of such images stays the same; it then learns at their resolution.
+
+        Raises:
+            ValueError: If the images are too small.
+        """
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if min(height, width) < self.smallest_image:
+            raise ValueError(
+                f"img_size must be at least {self.smallest_image}, got {(height, width)}"
+            )
+        for tap in self.feature_info:
+            rows, columns = height // tap["reduction"], width // tap["reduction"]
+            for module in getattr(self, tap["module"]).modules():
+                if isinstance(module, GlobalLocalFilter):
+                    module.resize(rows, columns // 2 + 1)
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters: by stage if coarse, or by block."""
         return match_stages(coarse)

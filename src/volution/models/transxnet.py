@@ -15,7 +15,7 @@ that is stored in another size is taken over in that size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -179,6 +179,24 @@ class TransXNet(Pyramid):
                 module.reset_parameters()
             elif isinstance(module, StageTable):
                 nn.init.zeros_(module.weight)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resize the tables of positions for images of another side, or height and width.
+
+        What the network makes of such images stays the same; it then learns at their resolution.
+        """
+        rows, columns = _sides(img_size)
+        for i, tap in enumerate(self.feature_info):
+            stride = 4 if i == 0 else 2
+            rows, columns = strided(rows, stride), strided(columns, stride)
+            stage = getattr(self, tap["module"])
+            if isinstance(stage, Stage):
+                cast(StageTable, stage.position).resize((rows, columns))
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the layer scales and the tables of positions, which weight decay spares."""
+        spared = (".layer_scale_1.weight", ".layer_scale_2.weight", ".position.weight")
+        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters: by stage if coarse, or by block."""

@@ -8,6 +8,7 @@ from volution.tasks.checkpoint import (
     start_from,
 )
 from volution.tasks.classification import Accuracy, create_model, input_config
+from volution.tasks.resolution import needs_size, set_image_size, tell_resized
 from volution.tasks.sharing import pull, push
 
 __all__ = [
@@ -17,8 +18,11 @@ __all__ = [
     "input_config",
     "load_classifier",
     "load_official_classifier",
+    "needs_size",
     "pull",
     "push",
     "save_classifier",
+    "set_image_size",
     "start_from",
+    "tell_resized",
 ]

@@ -17,6 +17,7 @@ from volution.data import InputConfig
 from volution.hub.transfer import CONFIG, WEIGHTS
 from volution.tasks.classification import create_model, input_config
 from volution.tasks.repository import Description, read_description
+from volution.tasks.resolution import fit_tables, needs_size, set_image_size, tell_resized
 
 __all__ = [
     "Classifier",
@@ -114,6 +115,8 @@ def load_classifier(path: str | os.PathLike[str], model: str | None = None) -> C
         in_chans=described.input.channels,
         model_args=described.model_args,
     )
+    if needs_size(net):
+        set_image_size(net, described.input.image_size)
     models.load_official(net, weights)
     return Classifier(net.eval(), **vars(described))
 
@@ -139,27 +142,42 @@ def load_official_classifier(
     return Classifier(net.eval(), name, names, input_config(net))
 
 
-def start_from(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def start_from(
+    model: nn.Module, path: str | os.PathLike[str], image_size: int | None = None
+) -> None:
     """Load a file's weights into a network that is about to be trained further.
+
+    Tables of positions and global filters that are stored for another size of images are resized
+    for ``image_size``, and a line on standard error says so.
 
     Args:
         model: The network. Its classifier stays as it is where the file has none, or one of
             another number of classes.
         path: A checkpoint, ours or the authors'; or a folder or repository, as in
             :func:`load_classifier`.
+        image_size: Side of the images it will be trained on; None leaves the tables as they come.
 
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If it has to be fetched, and cannot be.
-        ValueError: If it is damaged, or of another architecture; the network is then as it was.
+        ValueError: If it is damaged, or of another architecture; the network has then none of its
+            weights. Likewise if it cannot be set to ``image_size``.
     """
     state = models.official.official_state(hub.read_checkpoint(find_weights(path)[0]), model)
+    stored = {name: tuple(weight.shape) for name, weight in state.items()}
+    if image_size is not None and needs_size(model):
+        set_image_size(model, image_size)
+    state = fit_tables(model, state)
     classifier = model.get_classifier()  # type: ignore[operator]
     prefix = next(name for name, module in model.named_modules() if module is classifier)
     own = {k: v for k, v in model.state_dict().items() if k.startswith(f"{prefix}.")}
     if any(key not in state or state[key].shape != own[key].shape for key in own):
         state.update(own)
+        stored = {name: shape for name, shape in stored.items() if name not in own}
     models.load_official(model, state)
+    if image_size is not None:
+        set_image_size(model, image_size)
+        tell_resized(model, stored, image_size)
 
 
 def find_weights(path: str | os.PathLike[str]) -> tuple[Path, Description | None]:

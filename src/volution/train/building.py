@@ -58,8 +58,13 @@ def network(config: TrainConfig, images: data.ImageData) -> nn.Module:
         pretrained=config.pretrained,
         model_args=model_args,
     )
+    size = input_config(config, net, images).image_size
     if config.weights is not None:
-        tasks.start_from(net, config.weights)
+        tasks.start_from(net, config.weights, size)
+    elif config.pretrained or tasks.needs_size(net):
+        stored = tasks.set_image_size(net, size)
+        if config.pretrained:
+            tasks.tell_resized(net, stored, size)
     apply_freezing(net, config)
     if config.grad_checkpointing:
         _checkpoint_gradients(net, config.model)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from volution.ops import _checks
 from volution.ops._shared.depthwise import DepthwiseConv2d
 from volution.ops._shared.pointwise import pointwise
+from volution.ops.gnconv import reference
 from volution.ops.gnconv.global_filter import global_filter2d
 from volution.ops.gnconv.op import filtered_gnconv2d, gnconv2d
 
@@ -114,6 +115,20 @@ class GlobalLocalFilter(nn.Module):
             affine = (norm.weight * scale, norm.bias * scale)
         out = F.layer_norm(pairs.flatten(3), (self.dim,), *affine, norm.eps)
         return out.permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def resize(self, h: int, w: int) -> None:
+        """Become the filter of maps of another size, as it was resized for them before.
+
+        Args:
+            h: Height of the complex weight.
+            w: Its width, ``W // 2 + 1`` for maps of width ``W``.
+        """
+        weight = self.complex_weight
+        if tuple(weight.shape[1:3]) != (h, w):
+            resized = reference.resize_spectrum(weight, h, w).to(weight.dtype).contiguous()
+            # The parameter stays the same object: optimisers may hold it.
+            weight.data, weight.grad = resized, None
 
     def fits_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """Return whether a stored parameter of this name can be taken over in another shape."""
