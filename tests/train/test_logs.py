@@ -4,6 +4,7 @@ import csv
 import io
 import multiprocessing
 import threading
+from contextlib import redirect_stderr
 
 import pytest
 import small
@@ -36,15 +37,13 @@ class CutPower(Callback):
 @pytest.fixture(scope="module")
 def whole(colours, tmp_path_factory):
     """A run with all loggers, and what it showed in a pipe."""
-    patch = pytest.MonkeyPatch()
     shown = io.StringIO()
-    patch.setattr(console.log, "file", shown)
-    patch.setenv("WANDB_MODE", "offline")
     folder = tmp_path_factory.mktemp("runs") / "whole"
     threads = set(threading.enumerate())
     config = small.colour_run(colours, folder, tensorboard=True, wandb="test", **TINY)
-    result = fit(config)
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(shown):
+        patch.setenv("WANDB_MODE", "offline")
+        result = fit(config)
     return result, shown.getvalue(), set(threading.enumerate()) - threads
 
 
@@ -211,7 +210,6 @@ def test_the_bar_of_a_resumed_run_starts_where_it_was(colours, tmp_path, monkeyp
             super().add(images, note, **more)
 
     monkeypatch.setattr(progress, "Meter", Meter)
-    monkeypatch.setattr(console.log, "file", io.StringIO())
     config = small.colour_run(colours, tmp_path / "run", **TINY)
     with pytest.raises(PowerCut):
         fit(config, callbacks=[CutPower()])

@@ -37,7 +37,10 @@ def confusion_picture(confusion: Tensor, classes: Sequence[str]) -> bytes:
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     side = min(10.0, max(4.0, 0.42 * count + 1.4))
     fig = figure(max(side, 5.6), side)
-    axes = plain(fig.subplots(), title=_headline(confusion, classes))
+    axes = plain(fig.subplots())
+    # At the figure's left, not that of the matrix, where a long name would leave the picture.
+    headline = _headline(confusion, classes)
+    fig.suptitle(headline, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=INK)
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     rotation = 90 if max(map(len, classes)) > 4 else 0
     axes.set_xticks(range(count), labels=list(classes), rotation=rotation)
@@ -72,4 +75,4 @@ def _headline(confusion: Tensor, classes: Sequence[str]) -> str:
     head, most = f"{mistakes} mistake{'s' * (mistakes > 1)} in {total}", int(wrong[row, column])
     if most == 1:
         return head
-    return f"{head}: most often {classes[row]} taken for {classes[column]}, {most} times"
+    return f"{head}:\n{classes[row]} taken for {classes[column]} {most} times"

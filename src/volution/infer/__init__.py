@@ -6,6 +6,7 @@ from volution.infer.listing import find_paths, walk_paths
 from volution.infer.metrics import Calibration, standard_error, wilson_interval
 from volution.infer.parts import PartsResult, predict_parts
 from volution.infer.predict import Predictions, predict
+from volution.infer.review import Review, Sample, review
 from volution.infer.sizes import SizeResult, evaluate_sizes
 from volution.infer.streaming import Prediction, predict_stream
 from volution.infer.verify import Verification, reported_share, verify
@@ -17,7 +18,9 @@ __all__ = [
     "PartsResult",
     "Prediction",
     "Predictions",
+    "Review",
     "Robustness",
+    "Sample",
     "SizeResult",
     "Verification",
     "corrupt",
@@ -29,6 +32,7 @@ __all__ = [
     "predict_parts",
     "predict_stream",
     "reported_share",
+    "review",
     "standard_error",
     "verify",
     "walk_paths",

@@ -97,7 +97,8 @@ def add_classes(page: Page, confusion: Tensor, classes: Sequence[str]) -> None:
         rest = rows[_WORST_CLASSES:]
         page.table(head, rest, folded=f"the other {len(rest)} classes")
     if missing:
-        page.text(f"{missing} classes have no image here.")
+        which = "1 class has" if missing == 1 else f"{missing} classes have"
+        page.text(f"{which} no image here.")
 
 
 def photo(
@@ -108,9 +109,10 @@ def photo(
     content, kind = _encoded(image)
     # Not by colour alone: a wrong answer has a cross and the right one beside it.
     head = f"{'✓' if right else '✗'} {answer}"
+    alt = f"{truth}." if right else f"{truth}, taken for {answer}."
     sure = f"{probability:.0%} sure" + (f", {remark}" if remark else "")
     small = sure if right else f"is {truth}; {sure}"
-    return Photo(content, kind, f"{truth}, taken for {answer}.", head, small, right)
+    return Photo(content, kind, alt, head, small, right)
 
 
 def picture_of(pixels: Tensor, inputs: InputConfig) -> Image.Image:

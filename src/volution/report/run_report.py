@@ -97,7 +97,7 @@ def _look(
     """Return what the network says of the validation images, or why it could not be asked."""
     config = run.config
     try:
-        images = data.load(config.data)
+        images = data.load(config.data, max_pixels=config.max_pixels)
         if images.classes != classifier.classes:
             raise ValueError(f"{config.data} has other classes now")
         found = review(
