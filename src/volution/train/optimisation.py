@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+from timm.optim import (
+    create_optimizer_v2,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
@@ -16,14 +20,26 @@ __all__ = ["optimizer", "scheduler"]
 
 
 def optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
-    """Return the optimizer of a network's weights."""
+    """Return the optimizer of a network's weights.
+
+    Weight decay leaves out norms, biases of any shape, and what the network's ``no_weight_decay``
+    names, with layer decay as without.
+    """
+    named = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    settings: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "no_weight_decay_list": {*named, "*.bias"},
+    }
+    if config.layer_decay is None:
+        groups = param_groups_weight_decay(model, **settings)
+    else:
+        groups = param_groups_layer_decay(model, layer_decay=config.layer_decay, **settings)
     return create_optimizer_v2(
-        model,
+        groups,
         opt=config.optimizer,
         lr=config.scaled_lr,
         momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
+        weight_decay=0.0,  # the groups have their own
     )
 
 

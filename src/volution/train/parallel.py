@@ -61,9 +61,9 @@ def decided_by_first(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
         except Exception as error:
             outcome[1] = error
     distributed.broadcast_object_list(outcome)
-    value, error = outcome
-    if error is not None:
-        raise error
+    value, problem = outcome
+    if problem is not None:
+        raise problem
     return value  # type: ignore[no-any-return]
 
 

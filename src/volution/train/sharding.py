@@ -28,8 +28,10 @@ def blocks(net: nn.Module) -> list[nn.Module]:
             if name == "stem" or not number.isdigit():
                 continue
             inner = getattr(part, "blocks", None)
-            nested = isinstance(inner, nn.Sequential | nn.ModuleList)
-            found += list(inner) if nested else [part]
+            if isinstance(inner, nn.Sequential | nn.ModuleList):
+                found += list(inner)
+            else:
+                found.append(part)
     return [part for part in found if any(True for _ in part.parameters())]
 
 
