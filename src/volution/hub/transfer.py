@@ -127,16 +127,20 @@ def _explained(name: str | os.PathLike[str], doing: str) -> Iterator[None]:
         raise PermissionError(
             f"cannot {doing} {name} without logging in; run: hf auth login"
         ) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
+    # Of the HTTP library in use, whose errors are not all OSErrors.
+    except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]
+        # With nothing in the cache the client says only that, and gives the answer as the cause.
+        answer = next((e for e in (error, error.__cause__) if hasattr(e, "response")), None)
+        status = getattr(getattr(answer, "response", None), "status_code", None)
         if status in (401, 403):
             raise PermissionError(
                 f"cannot {doing} {name}: the Hub refuses this user (HTTP {status}); log in with "
-                f"rights to write: hf auth login"
+                f"the rights for it: hf auth login"
             ) from error
-        raise ConnectionError(f"cannot {doing} {name}: {_first_line(error)}") from error
-    # Of the HTTP library in use, whose errors are not all OSErrors.
-    except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]
+        if status is not None:
+            raise ConnectionError(
+                f"cannot {doing} {name}: the Hub answers HTTP {status}"
+            ) from error
         raise ConnectionError(
             f"cannot {doing} {name}: the Hugging Face Hub cannot be reached "
             f"({_first_line(error)}); a local folder works without network"
