@@ -101,8 +101,8 @@ class Checkpoints(Callback):
         self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            self.io.cancel()
+        # What is half written is worth waiting for, unless somebody is impatient.
+        self.io.settle(cancel=isinstance(error, KeyboardInterrupt))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_top1": self.best_top1}

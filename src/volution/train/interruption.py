@@ -14,7 +14,7 @@ from typing import Any
 from volution._support.console import log
 from volution.train.ranks import is_first
 
-__all__ = ["Interrupted", "Interruption", "Stop", "job_id", "requeue", "stopping"]
+__all__ = ["Interrupted", "Interruption", "Stop", "job_id", "keep_reading", "requeue", "stopping"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -110,6 +110,27 @@ class Interruption:
             text = f"\n{signal.Signals(signum).name}: this step is finished and saved{again}\n"
             # Not through a buffer, whose owner may be in the middle of writing.
             os.write(2, text.encode())
+
+
+def keep_reading(worker: int) -> None:
+    """Let a process that reads images outlast the signals that its group gets.
+
+    The step under way needs its images; the process ends when there is no more to read. It also
+    ends at the second SIGTERM: that is how it is made to, if nothing else helps.
+
+    Args:
+        worker: Its number among the others.
+    """
+    seen: list[int] = []
+
+    def once(signum: int, frame: FrameType | None) -> None:
+        seen.append(signum)
+        if len(seen) > 1:
+            os._exit(0)
+
+    for number in Interruption.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, once)
 
 
 @contextmanager

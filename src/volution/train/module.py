@@ -22,6 +22,7 @@ from volution.train.chance import seed_step
 from volution.train.config import TrainConfig
 from volution.train.distillation import Teacher
 from volution.train.freezing import frozen_modules
+from volution.train.interruption import keep_reading
 from volution.train.objective import Objective
 from volution.train.sharding import shard
 from volution.train.together import filled, processes, summed, union
@@ -106,6 +107,8 @@ class ClassificationModule(LightningModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         self.loaders = self.make_loaders(self.trainer.global_rank, self.trainer.world_size)
+        for loader in self.loaders:
+            loader.worker_init_fn = keep_reading
         # A resumed run asks for its first batch before Lightning starts the epoch.
         set_position(self.loaders[0], self.epoch, self.batches_done)
         return self.loaders[0]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from volution.train.store import Best, State, Store
+from volution.train.store import Best, Store, named
+from volution.train.trouble import TrainingError
 
 __all__ = ["BackgroundIO", "on_cpu"]
 
@@ -64,7 +67,6 @@ class BackgroundIO(CheckpointIO):
         self.wait()
         self.store.cancelled.clear()
         self._thread = threading.Thread(
-            # Of weights that did not change two files would be written the same.
             target=self._write,
             args=(on_cpu(checkpoint), self.best),
             name="saving",
@@ -98,17 +100,13 @@ class BackgroundIO(CheckpointIO):
             error, self._error = self._error, None
             raise error
 
-    def cancel(self) -> None:
-        """End the write that is under way without a state."""
-        self.store.cancelled.set()
+    def settle(self, *, cancel: bool = False) -> None:
+        """Let the write that is under way come to its end, or to none; nothing is raised."""
+        if cancel:
+            self.store.cancelled.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def newest(self) -> State | None:
-        """Return the state that was written last."""
-        states = self.store.states()
-        return states[-1] if states else None
 
     def restore_best(self, best: Best | None) -> None:
         """Bring back the best weights that belong to a state; those found later are left out."""
@@ -137,7 +135,10 @@ class BackgroundIO(CheckpointIO):
     def _check_finite(self, state_dict: dict[str, Tensor]) -> None:
         for name in self.parameters:
             if not torch.isfinite(state_dict[name]).all():
-                raise FloatingPointError(f"{name} has values that are no numbers")
+                raise TrainingError(
+                    f"the weights {name} are no numbers any more, so the state is not kept; lower "
+                    f"the learning rate, warm up longer or clip the gradients (clip_grad)"
+                )
 
     def _write_best(self, state_dict: dict[str, Tensor], best: Best) -> None:
         weights = {
@@ -145,9 +146,20 @@ class BackgroundIO(CheckpointIO):
             for name, value in state_dict.items()
             if name.startswith(self.prefix)
         }
-        self.store.folder.mkdir(parents=True, exist_ok=True)
-        self.write_best(self.store.folder / best.file, weights, best)
-        self._show_best(best)
+        path = self.store.folder / best.file
+        try:
+            self.store.folder.mkdir(parents=True, exist_ok=True)
+            self.write_best(path, weights, best)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            self._show_best(best)
+        except safetensors.SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            raise named(OSError(int(found[1]), ""), path) from error
+        except OSError as error:
+            raise named(error, path) from error
 
     def _show_best(self, best: Best) -> None:
         """Let the file that people use be the best one: the same file where that is possible."""

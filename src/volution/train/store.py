@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import torch
 
-__all__ = ["Best", "State", "Store"]
+__all__ = ["Best", "State", "Store", "named"]
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -189,6 +189,8 @@ class Store:
                 raw.flush()
                 os.fsync(raw.fileno())
             os.replace(unfinished, self.folder / file)
+        except OSError as error:
+            raise named(error, self.folder / file) from error
         finally:
             unfinished.unlink(missing_ok=True)
         checksum = hashed.sha256.hexdigest()
@@ -242,6 +244,13 @@ class Store:
             for path in self.folder.glob(pattern):
                 if path.name not in names:
                     path.unlink(missing_ok=True)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """Return an error that says which file it is about; that of a write does not."""
+    if error.errno is None:
+        return error
+    return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 class _Hashed:

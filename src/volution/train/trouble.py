@@ -54,9 +54,10 @@ def explained(config: TrainConfig, folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK:
             raise
+        path = Path(error.filename or folder)
+        what = "cannot write" if path.is_relative_to(folder) else "trouble with"
         reason = os.strerror(error.errno)
-        path = error.filename or folder
-        raise TrainingError(f"cannot write {path}: {reason}; {how_to_continue(folder)}") from error
+        raise TrainingError(f"{what} {path}: {reason}; {how_to_continue(folder)}") from error
     except RuntimeError as error:
         if _OUT_OF_MEMORY.search(str(error)):
             raise TrainingError(_memory(config, folder)) from error
