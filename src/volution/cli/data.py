@@ -33,7 +33,7 @@ def check(
     count = sum(len(part) for part in parts.values())
     if json:
         print_json({"data": source, "images": count, "broken": problems})
-        return 1 if problems else 0
+        return tell_broken(problems)
     sizes = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
     whole = f"{count - len(problems)} of {count} images can be read ({sizes})"
     out.print(f"{whole}, {len(images.classes)} classes", soft_wrap=True)
