@@ -24,6 +24,7 @@ def eval_(
     sizes: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    max_pixels: int = 100_000_000,
     device: Device = "auto",
     json: bool = False,
 ) -> int:
@@ -38,6 +39,7 @@ def eval_(
         sizes: Measure also with these image sizes, such as 160,192,224.
         batch_size: Images per pass.
         workers: Processes that read images.
+        max_pixels: Images of more pixels are refused, unread.
         device: Where to compute; auto takes a GPU if there is one.
         json: Write JSON.
     """
@@ -45,11 +47,11 @@ def eval_(
     from volution import infer, tasks
     from volution.report.evaluation_tables import show_evaluation
 
-    _check(batch_size, workers)
+    _check(batch_size=batch_size, workers=workers, max_pixels=max_pixels)
     sides = None if sizes is None else _sides(sizes)
     place = find_device(device)
     classifier = tasks.load_classifier(checkpoint, model)
-    images = datasets.load(data)
+    images = datasets.load(data, max_pixels=max_pixels)
     classifier = _matched(classifier, images, checkpoint, data)
     given: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": place}
     # First, as it refuses sizes that cannot be.
@@ -67,6 +69,7 @@ def verify(
     checkpoint: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    max_pixels: int = 100_000_000,
     device: Device = "auto",
     json: bool = False,
 ) -> int:
@@ -78,6 +81,7 @@ def verify(
         checkpoint: File with the authors' weights; without it they are downloaded.
         batch_size: Images per pass.
         workers: Processes that read images.
+        max_pixels: Images of more pixels are refused, unread.
         device: Where to compute; auto takes a GPU if there is one.
         json: Write JSON.
     """
@@ -85,10 +89,10 @@ def verify(
     from volution import infer, tasks
     from volution.report.evaluation_tables import show_verification
 
-    _check(batch_size, workers)
+    _check(batch_size=batch_size, workers=workers, max_pixels=max_pixels)
     infer.reported_share(name)
     place = find_device(device)
-    images = datasets.load(data)
+    images = datasets.load(data, max_pixels=max_pixels)
     classifier = tasks.load_official_classifier(name, checkpoint)
     classifier = _matched(classifier, images, checkpoint or name, data)
     evaluation = infer.evaluate(
@@ -116,11 +120,11 @@ def _matched(classifier: Classifier, images: ImageData, source: str, data: str) 
     return replace(classifier, classes=theirs)
 
 
-def _check(batch_size: int, workers: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
+def _check(**numbers: int) -> None:
+    for name, value in numbers.items():
+        least = 0 if name == "workers" else 1
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _sides(text: str) -> list[int]:

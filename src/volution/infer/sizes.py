@@ -66,6 +66,7 @@ def evaluate_sizes(
             workers=workers,
             device=device,
             show_progress=show_progress,
+            description=f"at {size} pixels",
         )
         results.append(SizeResult(size, evaluation))
     return results
