@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import networks
 import small
+import timm
 import torch
 from lightning.pytorch import Callback
 
@@ -62,7 +63,12 @@ class InFloat64(Callback):
     """Let nothing be switched off at the start, and leave no room for rounding."""
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        networks.liven(module.model).double().train()
+        # A plain copy: norms of several processes do not take statistics one by one.
+        config = module.config
+        plain = timm.create_model(
+            config.model, num_classes=3, drop_path_rate=0.0, **config.model_args
+        )
+        module.model.double().load_state_dict(networks.liven(plain).state_dict())
         module.average.module.double().load_state_dict(module.model.state_dict())
         for net in (module.model, module.average.module):
             net.register_forward_pre_hook(lambda net, args: (args[0].double(),))

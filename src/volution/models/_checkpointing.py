@@ -49,10 +49,12 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
         for norm in module.modules()
         if isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats
     ]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [dict(norm._buffers) for norm in norms]
+    # Copies, not nothing: both passes have to save as many tensors.
+    for norm, buffers in zip(norms, kept, strict=True):
+        norm._buffers.update({k: None if b is None else b.clone() for k, b in buffers.items()})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

@@ -181,7 +181,9 @@ class ClassificationModule(LightningModule):
             return
         # A network that is shared out needs all processes for each pass.
         logits = self(batch.images if images else filled(batch, self.image_shape).images)[:images]
-        loss = cross_entropy(logits.float(), batch.labels, reduction="sum")
+        # Half precision has too few digits for sums over images.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = cross_entropy(logits, batch.labels, reduction="sum")
         self.measured += torch.stack([loss, loss.new_tensor(images)]).to(self.measured.dtype)
         self.accuracy.update(logits, batch.labels)
 
