@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from volution.data.decoding import unlimited
 from volution.data.images import Images
 from volution.data.order import Batches, Item
 from volution.data.seeding import sample_seed, seeded
-from volution.data.stream import Stream, StreamBatches, StreamItem
+from volution.data.stream import Failure, Stream, StreamBatches, StreamItem
 from volution.data.transforms import Transform
 
 __all__ = ["Batch", "loader", "set_position"]
@@ -88,14 +88,14 @@ def loader(
         "rank": rank,
         "ranks": ranks,
     }
-    dataset: Dataset[_Sample]
+    dataset: Dataset[Any]
     if isinstance(images, Stream):
         dataset = _Streamed(images, transform, shuffle_seed)
         batches: Batches = StreamBatches(images, **settings)
     else:
         dataset = _Transformed(images, transform, shuffle_seed)
         batches = Batches(len(images), **settings)
-    return DataLoader(
+    return _Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
@@ -105,6 +105,24 @@ def loader(
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+class _Loader(DataLoader[Batch]):
+    """Batches; what went wrong in reading a stream is raised where its batch would have come."""
+
+    def __iter__(self) -> Any:
+        return _raised(super().__iter__())
+
+
+def _raised(batches: Iterator[Batch | Failure]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, Failure):
+            try:
+                raise batch.error
+            finally:
+                # The error keeps this frame alive, which must not keep the reading processes.
+                del batch, batches
+        yield batch
 
 
 def set_position(loader: DataLoader[Batch], epoch: int, batches_done: int = 0) -> None:
@@ -146,7 +164,7 @@ class _Transformed(Dataset[_Sample]):
         return _sample(read, self.images.labels[position], place, self.transform, self.seed)
 
 
-class _Streamed(Dataset[_Sample]):
+class _Streamed(Dataset[_Sample | Failure]):
     """Images of a stream, whose sampler has read them: what is left is to decode them."""
 
     def __init__(self, stream: Stream, transform: Transform, seed: int | None) -> None:
@@ -157,7 +175,9 @@ class _Streamed(Dataset[_Sample]):
     def __len__(self) -> int:
         return len(self.stream)
 
-    def __getitem__(self, item: StreamItem) -> _Sample:
+    def __getitem__(self, item: StreamItem | Failure) -> _Sample | Failure:
+        if isinstance(item, Failure):
+            return item
         read = partial(item.open, self.stream.channels, self.stream.max_pixels)
         found = _sample(read, item.label, item.place, self.transform, self.seed)
         return found._replace(name=item.sample.name)
@@ -180,7 +200,12 @@ def _sample(
         return _Sample(transform(image), label, position, "")
 
 
-def _collate(samples: list[_Sample]) -> Batch:
+def _collate(samples: Sequence[_Sample | Failure]) -> Batch | Failure:
+    failure = next((sample for sample in samples if isinstance(sample, Failure)), None)
+    return failure or _batch([sample for sample in samples if not isinstance(sample, Failure)])
+
+
+def _batch(samples: Sequence[_Sample]) -> Batch:
     good = [sample for sample in samples if sample.image is not None]
     return Batch(
         _stack([sample.image for sample in good if sample.image is not None]),

@@ -83,8 +83,8 @@ def pack(
         done = sum(len(shards) for shards in journal.shards.values())
         reason = error.strerror or error
         raise OSError(
-            f"destination: {journal.folder}: {reason}; {done} shards are complete, the same command "
-            f"goes on from there"
+            f"destination: {journal.folder}: {reason}; {done} shards are complete, the same "
+            f"command goes on from there"
         ) from error
     finally:
         if shard is not None:

@@ -25,7 +25,7 @@ from volution.data.decoding import MAX_PIXELS, decode_image
 from volution.data.order import Batches
 from volution.data.shard_reading import RawSample, Shard, read_shard
 
-__all__ = ["Stream", "StreamBatches", "StreamItem"]
+__all__ = ["Failure", "Stream", "StreamBatches", "StreamItem"]
 
 WINDOW = 2048
 """Samples that all lanes together hold to mix them."""
@@ -151,6 +151,12 @@ class StreamItem(NamedTuple):
         return decode_image(self.sample.image, name, channels, max_pixels)
 
 
+class Failure(NamedTuple):
+    """What went wrong in reading, in the place of a batch."""
+
+    error: Exception
+
+
 class StreamBatches(Batches):
     """Samples of each batch of a stream, the part of one rank; a sampler that reads.
 
@@ -173,10 +179,11 @@ class StreamBatches(Batches):
         self.stream = stream
         self.share = batch_size // ranks
 
-    def batches_from(self, done: int) -> Iterator[list[StreamItem]]:  # type: ignore[override]
+    def batches_from(self, done: int) -> Iterator[list[StreamItem | Failure]]:  # type: ignore[override]
+        """Return the batches of the epoch after the first ones; the last may be a failure."""
         if self.seed is None:
-            return self._in_order(done)
-        return self._mixed(self.seed, self.epoch, done)
+            return _to_the_failure(self._in_order(done))
+        return _to_the_failure(self._mixed(self.seed, self.epoch, done))
 
     def _in_order(self, done: int) -> Iterator[list[StreamItem]]:
         """Yield one rank's share of all samples, the ranks' shares lying one after the other."""
@@ -217,6 +224,21 @@ class StreamBatches(Batches):
                 lanes.append(_Lane(self.stream, shards, order, slot, epoch, self.repeats))
             start += length
         return lanes
+
+
+def _to_the_failure(
+    batches: Iterator[list[StreamItem]],
+) -> Iterator[list[StreamItem | Failure]]:
+    """Yield batches and, as the last, the error that ended them.
+
+    An error in a sampler lets PyTorch stumble over its own workers; and the batches before it
+    would be lost.
+    """
+    try:
+        for batch in batches:
+            yield [*batch]
+    except Exception as error:
+        yield [Failure(error)]
 
 
 class _Lane:
