@@ -69,6 +69,7 @@ def evaluate(
     workers: int = 0,
     device: str | torch.device = "cpu",
     show_progress: bool = True,
+    description: str = "evaluating",
     on_batch: Callable[[Tensor, Batch], None] | None = None,
 ) -> Evaluation:
     """Let a classifier look at labelled images and compare.
@@ -81,6 +82,7 @@ def evaluate(
         workers: Processes that read images.
         device: Where to compute.
         show_progress: Show a progress bar.
+        description: What stands before the bar.
         on_batch: Gets the logits of each batch that is not empty, and the batch.
 
     Raises:
@@ -102,6 +104,7 @@ def evaluate(
         workers=workers,
         device=device,
         show_progress=show_progress,
+        description=description,
         on_batch=on_batch,
     )
     return Evaluation(
