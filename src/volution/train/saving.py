@@ -42,6 +42,7 @@ class BackgroundIO(CheckpointIO):
         self.prefix = prefix
         self.write_best = write_best
         self.best: Best | None = None
+        self._written: Best | None = None
         self.parameters: Collection[str] = ()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -110,7 +111,7 @@ class BackgroundIO(CheckpointIO):
 
     def restore_best(self, best: Best | None) -> None:
         """Bring back the best weights that belong to a state; those found later are left out."""
-        self.best = best
+        self.best = self._written = best
         if best is None:
             self.best_file.unlink(missing_ok=True)
         elif (self.store.folder / best.file).is_file():
@@ -119,8 +120,10 @@ class BackgroundIO(CheckpointIO):
     def _write(self, checkpoint: dict[str, Any], best: Best | None) -> None:
         try:
             self._check_finite(checkpoint["state_dict"])
-            if best is not None and not (self.store.folder / best.file).exists():
+            # A file of that name may be there, of an epoch that is now done again.
+            if best is not None and best != self._written:
                 self._write_best(checkpoint["state_dict"], best)
+                self._written = best
             position = checkpoint["position"]
             self.store.add(
                 checkpoint,
