@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def list_runs(root: Path, *, as_json: bool = False) -> int:
     if as_json:
         print_json([_row(run) for run in found])
         return int(bool(damaged))
-    table = make_table("run", "model", "data", "epochs", "state", "top-1, %", "time", "last change")
+    table = make_table("run", "model", "data", "epochs", "state", "top-1, %", "time", "date")
+    table.padding = (0, 1, 0, 0)  # eight columns in a terminal of eighty
     # Only names may be folded: a number in two lines is two numbers.
     for column in table.columns[3:]:
         column.no_wrap = True
@@ -58,12 +59,12 @@ def list_runs(root: Path, *, as_json: bool = False) -> int:
         table.add_row(
             name,
             run.config.model,
-            run.config.data,
+            _data(run.config.data),
             f"{row['epochs_done']}/{row['epochs']}",
             run.state,
             best,
-            duration(run.seconds),
-            f"{run.changed:%Y-%m-%d %H:%M}",
+            _brief(run.seconds),
+            f"{run.changed:%Y-%m-%d}",
         )
     out.print(table)
     for run in damaged:
@@ -129,7 +130,7 @@ def _results(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
 
 
 def _differences(configs: Sequence[TrainConfig]) -> dict[str, list[str | None]]:
-    given = [asdict(config) for config in configs]
+    given = [asdict(replace(config, out=None)) for config in configs]
     return {
         name: [None if settings[name] is None else str(settings[name]) for settings in given]
         for name in given[0]
@@ -155,7 +156,8 @@ def _row(run: RunFiles | _Damaged) -> dict[str, Any]:
         "epochs_done": int(run.history[-1]["epoch"]) if run.history else 0,
         "epochs": run.config.epochs,
         "state": run.state,
-        "best_top1": None if best is None else best["val_top1"],
+        # As many digits as its 32 bits are good for.
+        "best_top1": None if best is None else round(best["val_top1"], 6),
         "best_epoch": None if best is None else int(best["epoch"]),
         "seconds": round(run.seconds, 3),
         "images_per_second": run.images_per_second if run.history else None,
@@ -165,6 +167,28 @@ def _row(run: RunFiles | _Damaged) -> dict[str, Any]:
 
 def _name(folder: Path, root: Path) -> str:
     return str(folder) if folder == root or is_run(root) else str(folder.relative_to(root))
+
+
+def _brief(seconds: float) -> str:
+    """Return a time in one unit.
+
+    Example:
+        >>> _brief(3.21), _brief(75), _brief(7260), _brief(200_000)
+        ('3.2 s', '1.2 min', '2.0 h', '2.3 d')
+    """
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    unit, size = next((found for found in units if seconds >= found[1]), units[-1])
+    return f"{seconds / size:.1f} {unit}"
+
+
+def _data(name: str) -> str:
+    """Return the last part of where data comes from, without the way there.
+
+    Example:
+        >>> _data("folder:/home/me/flowers"), _data("digits"), _data("wds:shards/{0..9}.tar")
+        ('flowers', 'digits', '{0..9}.tar')
+    """
+    return name.partition(":")[2].rstrip("/").rpartition("/")[2] or name
 
 
 def _short(folder: Path, folders: Sequence[Path]) -> str:
