@@ -83,7 +83,7 @@ def test_what_is_complete_is_left_alone(classifier, colours, tmp_path):
     assert [name for name in before if before[name] != after[name]] == ["part-00000-00002.parquet"]
     assert (result.count, result.earlier) == (23, 19)
     assert len(result.broken) == 1  # of a part that was there
-    assert sorted(path.name for path in folder.iterdir()) == ["job.json", *after]
+    assert sorted(path.name for path in folder.iterdir()) == ["_job.json", *after]
     assert [row["path"] for row in rows_of(folder)] == [str(p) for p in data.find_images(colours)]
 
 
@@ -147,8 +147,8 @@ def test_folders_that_cannot_be_used(classifier, colours, tmp_path):
     with pytest.raises(ValueError, match="cannot write to"):
         write(classifier, colours, tmp_path / "file")
     (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "job.json").write_text('{"network": ')
-    with pytest.raises(ValueError, match=r"job\.json is damaged"):
+    (tmp_path / "torn" / "_job.json").write_text('{"network": ')
+    with pytest.raises(ValueError, match=r"_job\.json is damaged"):
         write(classifier, colours, tmp_path / "torn")
     with pytest.raises(ValueError, match="part_size must be at least 1, got 0"):
         write(classifier, colours, tmp_path / "new", part_size=0)
@@ -200,7 +200,7 @@ def test_a_disk_that_is_full_leaves_complete_parts(classifier, colours, tmp_path
     with pytest.raises(OSError, match="No space left"):
         write(classifier, colours, folder)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["job.json", "part-00000-00000.parquet", "part-00000-00001.parquet"]
+    assert names == ["_job.json", "part-00000-00000.parquet", "part-00000-00001.parquet"]
     assert write(classifier, colours, folder).earlier == 8
     assert len(rows_of(folder)) == 23
 
@@ -274,7 +274,7 @@ def test_killed_at_any_moment_and_taken_up_again(classifier, colours, tmp_path):
     assert not [path for path in folder.iterdir() if path.suffix == ".unfinished"]
     first = found[0]["probabilities"]
     assert all(row["probabilities"] == pytest.approx(first, abs=1e-5) for row in found)
-    assert json.loads((folder / "job.json").read_text())["count"] == 160
+    assert json.loads((folder / "_job.json").read_text())["count"] == 160
 
 
 def test_empty_and_odd_images_do_not_stop_a_part(classifier, tmp_path):

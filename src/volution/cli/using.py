@@ -53,10 +53,9 @@ def predict(
 
     in_parts = output is not None and (output.is_dir() or not output.suffix)
     share = find_share(rank, ranks)
-    predictions.check(output, share, in_parts=in_parts, embeddings=embeddings, as_json=json)
-    settings = predictions.Settings(
-        top, embeddings, batch_size, workers, find_device(device, share.local), max_pixels
-    )
+    where = find_device(device, share.local)
+    settings = predictions.Settings(top, embeddings, batch_size, workers, where, max_pixels)
+    predictions.check(settings, output, share, in_parts=in_parts, part_size=part_size, as_json=json)
     inputs = find_inputs(images)
     count = inputs.survey().count
     classifier = tasks.load_classifier(checkpoint, model)

@@ -17,7 +17,8 @@ from volution.tasks import Classifier
 
 __all__ = ["MANIFEST", "Job", "Part", "claim"]
 
-MANIFEST = "job.json"
+# Readers of a folder of parquet files pass over names that begin like this.
+MANIFEST = "_job.json"
 
 _WORDS = {"network": "another network", "images": "other images"}
 

@@ -18,7 +18,12 @@ from volution.infer.job import Job, Part, claim
 from volution.infer.mode import evaluating
 from volution.infer.parquet import ParquetWriter, read_errors, read_metadata, require_pyarrow
 from volution.infer.shares import Share
-from volution.infer.streaming import Prediction, embedding_width, predict_stream
+from volution.infer.streaming import (
+    Prediction,
+    check_numbers,
+    embedding_width,
+    predict_stream,
+)
 from volution.infer.writing import beside
 from volution.tasks import Classifier
 
@@ -86,8 +91,7 @@ def predict_parts(
     """
     require_pyarrow()
     share = share or Share()
-    if part_size < 1:
-        raise ValueError(f"part_size must be at least 1, got {part_size}")
+    check_numbers(part_size=part_size, top=top, batch_size=batch_size, workers=workers)
     inputs = find_inputs(images) if isinstance(images, Sequence) else images
     survey = inputs.survey()
     width = embedding_width(classifier) if embeddings else None

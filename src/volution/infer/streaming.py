@@ -18,7 +18,7 @@ from volution.infer.mode import evaluating
 from volution.infer.reading import ReadBatch, read_batches
 from volution.tasks import Classifier
 
-__all__ = ["Prediction", "embedding_width", "predict_stream"]
+__all__ = ["Prediction", "check_numbers", "embedding_width", "predict_stream"]
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,7 @@ def predict_stream(
         ['0.png', '1.png'] 1
         ['2.png'] 1
     """
-    for name, value in (("top", top), ("batch_size", batch_size), ("max_pixels", max_pixels)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
+    check_numbers(top=top, batch_size=batch_size, max_pixels=max_pixels, workers=workers)
     if embeddings:
         _check_features(classifier)
     inputs = find_inputs(images) if isinstance(images, Sequence) else images
@@ -111,6 +107,15 @@ def predict_stream(
     )
     rows = _predict(classifier, batches, top, embeddings, torch.device(device))
     return _only_image(rows) if alone else rows
+
+
+def check_numbers(*, workers: int = 0, **others: int) -> None:
+    """Raise ``ValueError`` for a number that is too small."""
+    for name, value in others.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
 
 
 def embedding_width(classifier: Classifier) -> int:

@@ -17,7 +17,7 @@ from volution.infer import Prediction, predict_parts, predict_stream
 from volution.infer.broken import BrokenList
 from volution.infer.inputs import Inputs
 from volution.infer.shares import Share
-from volution.infer.streaming import embedding_width
+from volution.infer.streaming import check_numbers, embedding_width
 from volution.infer.writing import JsonWriter, Writer, check_output, open_writer
 from volution.tasks import Classifier
 
@@ -40,20 +40,33 @@ class Settings:
 
 
 def check(
-    output: Path | None, share: Share, *, in_parts: bool, embeddings: bool, as_json: bool
+    settings: Settings,
+    output: Path | None,
+    share: Share,
+    *,
+    in_parts: bool,
+    part_size: int,
+    as_json: bool,
 ) -> None:
-    """Raise for a place that the predictions cannot go to, before any work."""
+    """Raise for settings that cannot be, or a place that rows cannot go to, before any work."""
+    check_numbers(
+        top=settings.top,
+        batch_size=settings.batch_size,
+        max_pixels=settings.max_pixels,
+        part_size=part_size,
+        workers=settings.workers,
+    )
     if output is not None and not in_parts:
-        check_output(output, embeddings=embeddings)
-    if embeddings and output is None and not as_json:
-        raise ValueError("embeddings fit in no table; give output, or json")
+        check_output(output, embeddings=settings.embeddings)
+    if settings.embeddings and output is None and not as_json:
+        raise ValueError("embeddings fit in no table; give --output, or --json")
     if in_parts or share.ranks == 1:
         return
     # In a job of SLURM the first process may be the only one that was started.
     if share.rank or not share.by.startswith("SLURM"):
         raise ValueError(
             f"rank {share.rank} of {share.ranks} (by {share.by}): several processes write parts "
-            f"to a folder; give one as output, got {output or 'no output'}"
+            f"to a folder; give one as --output, got {output or 'no output'}"
         )
 
 
