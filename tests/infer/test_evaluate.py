@@ -180,3 +180,20 @@ class TestCommand:
         code, _, errors = self.call(capsys, place, "--model=resnet10t", checkpoint="grown.pth")
         assert code == 2
         assert "tells 1000 classes apart" in errors
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_are_measured_as_their_folder_is(tmp_path, workers):
+    colours = small.colour_folder(tmp_path / "colours", per_class=10)
+    folder = data.load(f"folder:{colours}")
+    data.write_shards(folder, tmp_path / "shards", max_count=4, show_progress=False)
+    torch.manual_seed(1)
+    classifier = small.colour_classifier()
+    settings = {"batch_size": 4, "workers": workers, "show_progress": False}
+    found, expected = (
+        infer.evaluate(classifier, images.val, **settings)
+        for images in (data.load(f"wds:{tmp_path / 'shards'}"), folder)
+    )
+    assert found.count == expected.count == 6
+    assert torch.equal(found.confusion, expected.confusion)
+    assert found.nll == pytest.approx(expected.nll, rel=1e-6)
