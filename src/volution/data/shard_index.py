@@ -11,9 +11,21 @@ from typing import Any
 from volution.data.remote import RemoteFile, is_remote
 from volution.data.transforms import Augmentation
 
-__all__ = ["INDEX", "IndexedShard", "ShardIndex", "beside", "from_entry", "read_index", "to_entry"]
+__all__ = [
+    "INDEX",
+    "JOURNAL",
+    "IndexedShard",
+    "ShardIndex",
+    "beside",
+    "from_entry",
+    "read_index",
+    "refuse_unfinished",
+    "to_entry",
+]
 
 INDEX = "index.json"
+JOURNAL = ".writing.json"
+"""What stands in its place until all shards are written."""
 _FORMAT = "volution-shards-1"
 
 
@@ -154,6 +166,15 @@ def read_index(folder: str) -> ShardIndex | None:
         return None
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+
+
+def refuse_unfinished(folder: str) -> None:
+    """Raise ``ValueError`` for a local folder whose shards are not all there yet."""
+    if not is_remote(folder) and (Path(folder) / JOURNAL).exists():
+        raise ValueError(
+            f"data folder {folder}: its shards are not all written yet; run volution data shard "
+            f"again, it goes on where it stopped"
+        )
 
 
 def beside(folder: str, name: str) -> str:

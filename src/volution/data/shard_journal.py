@@ -7,11 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from volution.data.shard_index import IndexedShard, from_entry, read_index, to_entry
+from volution.data.shard_index import JOURNAL, IndexedShard, from_entry, read_index, to_entry
 
 __all__ = ["Journal", "write_whole"]
-
-_NAME = ".writing.json"
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Journal:
         if index is not None and index.job != job:
             raise ValueError(other)
         if index is not None:
-            (folder / _NAME).unlink(missing_ok=True)
+            (folder / JOURNAL).unlink(missing_ok=True)
             return None
         journal = cls._read(folder) or cls(folder, job, {}, {}, [])
         if journal.job != job:
@@ -62,7 +60,7 @@ class Journal:
                     f"destination: {path} was changed since it was written; remove {folder}"
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / _NAME).exists():
+        if not (folder / JOURNAL).exists():
             strange = min(folder.glob("*.tar"), default=None)
             if strange is not None:
                 raise ValueError(
@@ -73,7 +71,7 @@ class Journal:
 
     @classmethod
     def _read(cls, folder: Path) -> Journal | None:
-        path = folder / _NAME
+        path = folder / JOURNAL
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             shards = {
@@ -102,11 +100,11 @@ class Journal:
             "next": self.next,
             "broken": self.broken,
         }
-        write_whole(self.folder / _NAME, json.dumps(content))
+        write_whole(self.folder / JOURNAL, json.dumps(content))
 
     def remove(self) -> None:
         """The job is finished."""
-        (self.folder / _NAME).unlink(missing_ok=True)
+        (self.folder / JOURNAL).unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -135,8 +135,8 @@ class _Shard:
         self.tar.close()
         self.file.close()
         digest = self.file.digest.hexdigest()
-        facts = scan_shard(str(self.unfinished))
-        if _digest(self.unfinished) != digest or facts.labels != self.labels:
+        same = _digest(self.unfinished) == digest
+        if not same or scan_shard(str(self.unfinished)).labels != self.labels:
             raise OSError(f"{self.path.name} reads otherwise than it was written; check the disk")
         size = self.unfinished.stat().st_size
         os.replace(self.unfinished, self.path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from volution._support.extras import needs
 from volution.data.remote import is_remote
-from volution.data.shard_index import INDEX, beside, read_index
+from volution.data.shard_index import INDEX, beside, read_index, refuse_unfinished
 
 __all__ = ["divide", "find_shards"]
 
@@ -83,6 +83,7 @@ def _in_folder(folder: str) -> tuple[list[str], list[str]]:
         return _first(named, _TRAIN), _first(named, _VAL)
     if is_remote(folder):
         raise FileNotFoundError(f"no {INDEX} at {folder}; shards on a server need one")
+    refuse_unfinished(folder)
     start = glob.escape(folder)
     found = {name: sorted(glob.glob(f"{start}/{name}*.tar")) for name in (*_TRAIN, *_VAL)}
     train, val = _first(found, _TRAIN), _first(found, _VAL)

@@ -8,7 +8,7 @@ from pathlib import Path
 from volution.data.images import ImageData
 from volution.data.remote import is_remote
 from volution.data.shard_counting import count_shards
-from volution.data.shard_index import INDEX, ShardIndex, beside, read_index
+from volution.data.shard_index import INDEX, ShardIndex, beside, read_index, refuse_unfinished
 from volution.data.shard_places import divide, find_shards
 from volution.data.shard_reading import Facts, Shard
 from volution.data.stream import Stream
@@ -89,6 +89,8 @@ class _Indices:
     def of(self, folder: str) -> ShardIndex | None:
         if folder not in self._found:
             self._found[folder] = read_index(folder)
+            if self._found[folder] is None:
+                refuse_unfinished(folder)
         return self._found[folder]
 
     def common(self) -> ShardIndex | None:
