@@ -75,8 +75,7 @@ def training_memory(
     Tensors have shapes and no content in it, so that networks and batches of any size are told in
     seconds. Counted is what is alive when the forward pass is over: that is the peak, but for what
     a kernel needs for itself, the CUDA context and what the allocator leaves unused between
-    blocks; have a tenth to a fifth in hand. Training on several GPUs adds the buckets of the
-    gradients, at most as much as the gradients themselves.
+    blocks; have a tenth to a fifth in hand.
 
     Args:
         model: A network, or the name of one of volution or timm. What has no gradient (frozen
