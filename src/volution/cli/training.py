@@ -46,9 +46,10 @@ def train(
     except KeyboardInterrupt:
         _tell_how_to_continue(folder)
         raise
-    if is_first():
-        out.print(f"best top-1 {result.best_top1:.2%}, weights in {result.best}", soft_wrap=True)
-        reporting.after_training(result.folder)
+    if not is_first():
+        return 0
+    out.print(f"best top-1 {result.best_top1:.2%}, weights in {result.best}", soft_wrap=True)
+    reporting.after_training(result.folder)
     return tell_broken(result.broken)
 
 
