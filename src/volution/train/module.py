@@ -25,7 +25,7 @@ from volution.train.freezing import frozen_modules
 from volution.train.interruption import keep_reading
 from volution.train.objective import Objective
 from volution.train.sharding import shard
-from volution.train.together import filled, processes, summed, union
+from volution.train.together import filled, processes, summed, take_from_first, union
 from volution.train.trouble import TrainingError
 
 __all__ = ["ClassificationModule"]
@@ -171,6 +171,9 @@ class ClassificationModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         # Every loss of the epoch counts before anything is measured and kept.
         self._check_loss(self.batches_done - 1)
+        # Otherwise DDP does so before each pass.
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            take_from_first(self.buffers())
         self.accuracy = Accuracy(self.num_classes)
         self.measured.zero_()
 

@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 from volution.data import Batch
 
-__all__ = ["filled", "processes", "summed", "union"]
+__all__ = ["filled", "processes", "summed", "take_from_first", "union"]
 
 
 def processes() -> int:
@@ -32,6 +32,13 @@ def summed(tensor: Tensor, device: torch.device | None = None) -> Tensor:
     total = tensor.to(device, copy=True)
     distributed.all_reduce(total)
     return total.to(tensor.device)
+
+
+def take_from_first(buffers: Iterable[Tensor]) -> None:
+    """Overwrite tensors, such as running statistics, with those of the first process."""
+    if processes() > 1:
+        for buffer in buffers:
+            distributed.broadcast(buffer, 0)
 
 
 def union(found: Iterable[str]) -> dict[str, None]:
