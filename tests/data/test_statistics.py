@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torchvision.transforms import functional
 
 from volution import data, models, tasks
 
@@ -105,3 +106,19 @@ def test_a_border_is_of_the_mean_colour():
 def test_a_configuration_of_before_is_still_read():
     text = '{"channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}'
     assert data.InputConfig.from_json(text).crop_mode == "center"
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_the_numbers_are_those_of_torchvision_to_the_last_bit(mode, channels):
+    mean, std = (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
+    image = Image.effect_noise((31, 31), 90).convert(mode)
+    got = data.InputConfig(channels, 31, mean, std).transform()(image)
+    want = functional.normalize(functional.to_tensor(image), mean, std)
+    assert torch.equal(got, want)
+    assert got.permute(1, 2, 0).is_contiguous()
+
+
+def test_an_image_of_other_channels_is_refused():
+    config = data.InputConfig(1, 8, (0.5,), (0.5,))
+    with pytest.raises(ValueError, match="an image of mode RGB was given where 1 channels"):
+        config.transform()(Image.new("RGB", (9, 9)))

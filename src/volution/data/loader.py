@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -15,11 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from volution.data.decoding import unlimited
 from volution.data.images import Images
 from volution.data.order import Batches, Item
-from volution.data.seeding import sample_seed, seeded
+from volution.data.seeding import sample_seed, seed_all, undisturbed
 from volution.data.stream import Failure, Stream, StreamBatches, StreamItem
 from volution.data.transforms import Transform
 
 __all__ = ["Batch", "loader", "set_position"]
+
+
+_T = TypeVar("_T", covariant=True)
 
 
 class Batch(NamedTuple):
@@ -146,7 +149,17 @@ def set_position(loader: DataLoader[Batch], epoch: int, batches_done: int = 0) -
     order.set_position(epoch, batches_done)
 
 
-class _Transformed(Dataset[_Sample]):
+class _Batchwise(Dataset[_T]):
+    """Gives the samples of a batch at once, and leaves the process's chance alone."""
+
+    seed: int | None
+
+    def __getitems__(self, items: Sequence[Any]) -> list[_T]:
+        with nullcontext() if self.seed is None else undisturbed():
+            return [self[item] for item in items]
+
+
+class _Transformed(_Batchwise[_Sample]):
     """Images by position; with epoch and repetition, a seed decides their transform alone."""
 
     def __init__(self, images: Images, transform: Transform, seed: int | None) -> None:
@@ -164,7 +177,7 @@ class _Transformed(Dataset[_Sample]):
         return _sample(read, self.images.labels[position], place, self.transform, self.seed)
 
 
-class _Streamed(Dataset[_Sample | Failure]):
+class _Streamed(_Batchwise[_Sample | Failure]):
     """Images of a stream, whose sampler has read them: what is left is to decode them."""
 
     def __init__(self, stream: Stream, transform: Transform, seed: int | None) -> None:
@@ -195,8 +208,9 @@ def _sample(
         image = read()
     except (ValueError, FileNotFoundError) as error:
         return _Sample(None, label, position, str(error))
-    decided = nullcontext() if seed is None else seeded(sample_seed(seed, epoch, position, repeat))
-    with unlimited(image), decided:
+    if seed is not None:
+        seed_all(sample_seed(seed, epoch, position, repeat))
+    with unlimited(image):
         return _Sample(transform(image), label, position, "")
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["sample_seed", "seeded"]
+__all__ = ["sample_seed", "seed_all", "undisturbed"]
 
 
 def sample_seed(seed: int, epoch: int, position: int, repeat: int = 0) -> int:
@@ -33,14 +33,21 @@ def sample_seed(seed: int, epoch: int, position: int, repeat: int = 0) -> int:
     return int(sequence.generate_state(1)[0])
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the three generators that transforms draw from, and leave them as they were."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+def seed_all(seed: int) -> None:
+    """Seed the three generators that transforms draw from."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     # Not torch.manual_seed, which also tells every GPU and takes a millisecond to do so.
     torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the three generators as they were before.
+
+    That takes longer than seeding them, so it goes around many samples rather than each.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         yield
     finally:
