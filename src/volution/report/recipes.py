@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -27,7 +27,7 @@ def show_recipes(*, as_json: bool) -> int:
     for head in ("recipe", "model", "epochs", "images", "reported", "reproduces"):
         named = head in ("recipe", "model")
         wide = head == "reproduces"
-        justify = "left" if named or wide else "right"
+        justify: Literal["left", "right"] = "left" if named or wide else "right"
         table.add_column(head, justify=justify, no_wrap=named, overflow="fold")
     for recipe in found:
         row = _row(recipe)
