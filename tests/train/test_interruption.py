@@ -87,9 +87,27 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_had_been(
     assert (state.epoch, state.batch % SETTINGS["accumulate"]) == (1, 0)
     assert 4 <= state.batch < 8
 
+    continued_equals(mother, run, whole)
+
+
+def test_a_long_validation_is_not_waited_for(mother, colours, tmp_path, whole):
+    run, mark = tmp_path / "run", tmp_path / "mark"
     child = mother.start(
-        "killed:command", ["train", "--resume", run, "--workers=0"], "Mark", tmp_path / "no", 99,
-        0.0, log=tmp_path / "again.txt",
+        "killed:command", words(colours, run), "LongValidation", mark, log=tmp_path / "log.txt"
+    )
+    child.wait_for(mark)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 143, child.output()
+    # Of the second epoch's eight batches, without the last step of two.
+    assert (newest(run).epoch, newest(run).batch) == (1, 6)
+    continued_equals(mother, run, whole)
+
+
+def continued_equals(mother, run, whole):
+    """Continue a run elsewhere, and hold its end against that of another."""
+    child = mother.start(
+        "killed:command", ["train", "--resume", run, "--workers=0"], "Mark", run / "no", 99, 0.0,
+        log=run.parent / "again.txt",
     )  # fmt: skip
     assert child.wait() == 0, child.output()
     ours, theirs = small.newest_state(run), small.newest_state(whole)

@@ -19,13 +19,18 @@ __all__ = ["Checkpoints"]
 # Steps after which several processes ask each other whether to save or to stop. A message each
 # step would cost more than the seconds that a signal then waits.
 _STEPS_BETWEEN_QUESTIONS = 10
+# Seconds of training that a long validation may put at risk.
+_BEFORE_VALIDATION = 60.0
+# Seconds of validation that are still waited for when the run is asked to stop.
+_PATIENCE = 10.0
 
 
 class Checkpoints(Callback):
     """Save the state after each epoch, and within it by time, by steps, and when asked to stop.
 
     Within an epoch only between two steps of the optimizer, and not after its last batch: what
-    belongs to the epoch is then saved with its validation.
+    belongs to the epoch is then saved with its validation. Before a validation, which may be long,
+    the state before the epoch's last step is saved if it is newer by a minute than the one before.
 
     Args:
         io: Writes the states.
@@ -48,6 +53,7 @@ class Checkpoints(Callback):
         self.best_top1 = -1.0
         self._saved_step = -1
         self._saved_time = time.monotonic()
+        self._validation_began = self._saved_time
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         mine = None if self.start is None else self.start.sha256
@@ -76,7 +82,8 @@ class Checkpoints(Callback):
         if done % self.config.accumulate or done == trainer.num_training_batches:
             return
         step = trainer.global_step
-        save, signum = self._wishes(trainer, step)
+        left = int(trainer.num_training_batches) - done
+        save, signum = self._wishes(trainer, step, last=left <= self.config.accumulate)
         if signum:
             if self._saved_step != step:
                 self._save(trainer, module)
@@ -84,6 +91,29 @@ class Checkpoints(Callback):
             raise Stop(signum)
         if save:
             self._save(trainer, module)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._validation_began = time.monotonic()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        done = batch_idx + 1
+        if trainer.world_size > 1 and done % _STEPS_BETWEEN_QUESTIONS:
+            return
+        each = (time.monotonic() - self._validation_began) / done
+        left = each * (sum(map(int, trainer.num_val_batches)) - done)
+        # Who asked to stop may not wait for long; the state before the last step is saved.
+        _, signum = self._agreed(trainer, False, heed=left > _PATIENCE)
+        if signum:
+            self._finish(trainer)
+            raise Stop(signum)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         top1 = float(trainer.callback_metrics.get("val_top1", float("nan")))
@@ -110,21 +140,29 @@ class Checkpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_top1 = state_dict["best_top1"]
 
-    def _wishes(self, trainer: Trainer, step: int) -> tuple[bool, int]:
+    def _wishes(self, trainer: Trainer, step: int, *, last: bool) -> tuple[bool, int]:
         """Return whether to save now, and the signal to stop after; the same on all processes."""
         every = self.config.save_steps
         by_steps = every is not None and step % every == 0
-        if trainer.world_size > 1 and step % _STEPS_BETWEEN_QUESTIONS:
+        if trainer.world_size > 1 and step % _STEPS_BETWEEN_QUESTIONS and not last:
             return by_steps, 0
-        minutes = (time.monotonic() - self._saved_time) / 60
-        by_time = minutes >= self.config.save_minutes and not self.io.busy
-        by_time, signum = self._agreed(trainer, by_time)
+        # The validation that follows the last may be long, and saves nothing.
+        limit = min(_BEFORE_VALIDATION, self.config.save_minutes * 60)
+        limit = limit if last else self.config.save_minutes * 60
+        due = time.monotonic() - self._saved_time >= limit and not self.io.busy
+        by_time, signum = self._agreed(trainer, due and trainer.is_global_zero)
         return by_steps or by_time, signum
 
-    def _agreed(self, trainer: Trainer, save: bool) -> tuple[bool, int]:
-        """Return what any process wishes; raises if a write has failed in one."""
+    def _agreed(self, trainer: Trainer, save: bool, *, heed: bool = True) -> tuple[bool, int]:
+        """Return what any process wishes; raises if a write has failed in one.
+
+        Args:
+            trainer: Knows the processes.
+            save: Whether this one wishes to save.
+            heed: Whether to ask for signals.
+        """
         failed = self.io.failed
-        signum = self.interruption.received or 0
+        signum = (self.interruption.received or 0) if heed else 0
         if trainer.world_size > 1:
             mine = torch.tensor([save, signum, failed], device=trainer.strategy.root_device)
             any_ = trainer.strategy.reduce(mine, reduce_op="max")
