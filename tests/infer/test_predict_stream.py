@@ -20,8 +20,7 @@ from volution.infer import broken, inputs, reading, streaming, writing
 
 @pytest.fixture(scope="module")
 def classifier():
-    torch.manual_seed(1)
-    return small.colour_classifier()
+    return small.lively_classifier()
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +48,7 @@ def test_order_is_that_of_the_paths_and_unreadable_images_keep_their_place(
     assert [bool(row.error) for row in rows] == [False, True] + [False] * 8
     assert rows[1].error.startswith(f"{rows[1].path} is not a readable image")
     assert rows[1].classes == rows[1].probabilities == ()
+    assert len({row.probabilities for row in rows}) == 10
     transform = classifier.input.transform()
     with torch.inference_mode():
         for row in rows[:1] + rows[2:]:
@@ -62,6 +62,8 @@ def test_embeddings_are_what_the_classifier_sees(colours, classifier):
     rows = rows_of(infer.predict_stream(classifier, [str(colours / "red")], embeddings=True, top=3))
     plain = rows_of(infer.predict_stream(classifier, [str(colours / "red")], top=3))
     net = classifier.model
+    assert not np.allclose(rows[0].embedding, rows[1].embedding, rtol=1e-3)
+    assert all(np.abs(row.embedding).max() > 1e-3 for row in rows)
     for row, other in zip(rows, plain, strict=True):
         assert row.embedding.dtype == np.float32
         assert row.embedding.shape == (streaming.embedding_width(classifier),)

@@ -11,7 +11,7 @@ __all__ = ["predict"]
 
 
 def predict(
-    checkpoint: Path,
+    checkpoint: str,
     images: list[str],
     *,
     top: int = 3,
@@ -30,7 +30,8 @@ def predict(
     """Say what is in images.
 
     Args:
-        checkpoint: Weights, such as runs/NAME/best.safetensors.
+        checkpoint: Weights, such as runs/NAME/best.safetensors; the folder of a run or of a pushed
+            network, or hf-hub:USER/NAME.
         images: Files, folders and patterns such as 'photos/**/*.jpg'; or wds:SHARDS.
         top: Classes to name for each image.
         embeddings: Give the pooled features, the classifier's input, as well.

@@ -101,9 +101,9 @@ def predict_parts(
     parts, broken = job.parts(share), BrokenList()
     pending = [part for part in parts if not _complete(folder, part, job, broken)]
     first, end = share.span(job.count)
-    result = PartsResult(end - first, end - first - sum(p.stop - p.start for p in pending), broken)
+    left = sum(part.stop - part.start for part in pending)
     with (
-        Meter("predicting", result.count - result.earlier, show=show_progress) as meter,
+        Meter("predicting", left, show=show_progress and left > 0) as meter,
         evaluating(classifier.model, torch.device(device)),
     ):
         for run in _runs(pending):
@@ -127,7 +127,7 @@ def predict_parts(
             f"start again in another folder"
         )
     missing = sum(not (folder / part.name).exists() for part in job.all_parts())
-    return PartsResult(result.count, result.earlier, broken, missing)
+    return PartsResult(end - first, end - first - left, broken, missing)
 
 
 def _complete(folder: Path, part: Part, job: Job, broken: BrokenList) -> bool:
