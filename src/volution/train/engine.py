@@ -47,6 +47,8 @@ _KNOWN_WARNINGS = (
     r"You're resuming from a checkpoint that ended before the epoch ended.*",
     # What is logged are totals already, the same on all processes.
     r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
+    # A dimension of one element has no stride that would matter; others cost DDP a copy.
+    r"Grad strides do not match bucket view strides.*",
     # The averaged weights are never trained.
     r"Found \d+ module\(s\) in eval mode at the start of training.*",
 )

@@ -8,6 +8,7 @@ and starts the others with just that.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from torch import distributed
 from volution._support.console import log
 from volution.train.config import TrainConfig, write_config
 from volution.train.ranks import launch
-from volution.train.trouble import TrainingError
+from volution.train.trouble import TrainingError, how_to_continue
 
 __all__ = ["PARENT", "REPORTS", "RankFailed", "others", "watch_parent"]
 
@@ -40,6 +41,8 @@ _GRACE = 10.0
 # How long the others may take to end after the first.
 _FAREWELL = 60.0
 _POLL = 0.2
+_LOST = re.compile(r"gloo|NCCL|ProcessGroup|Connection (closed|reset)")
+_CONSEQUENCE = "the connection to another process was lost"
 
 
 class RankFailed(TrainingError):
@@ -61,14 +64,15 @@ def others(config: TrainConfig, folder: Path, resume: Path | None) -> Iterator[N
         RankFailed: If one of them ends before the block does; the message says which, and why.
     """
     if config.ranks == 1 or launch() is not None:
-        yield
+        with _lost_connections():
+            yield
         return
     with tempfile.TemporaryDirectory(prefix="volution-") as place, _environment(config) as env:
         reports = Path(place)
         write_config(config, reports / "config.yaml")
         words = [sys.executable, "-m", "volution.train.rank", str(reports / "config.yaml")]
         words += [str(folder), *([str(resume)] if resume is not None else [])]
-        crew = _Crew(config.ranks, reports)
+        crew = _Crew(config.ranks, reports, folder)
         try:
             for rank in range(1, config.ranks):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank), PARENT: str(os.getpid())}
@@ -89,12 +93,25 @@ def others(config: TrainConfig, folder: Path, resume: Path | None) -> Iterator[N
                 distributed.destroy_process_group()
 
 
+@contextmanager
+def _lost_connections() -> Iterator[None]:
+    """Say what it means when an operation that all processes share breaks off."""
+    try:
+        yield
+    except RuntimeError as error:
+        broken = isinstance(error, distributed.DistError) or _LOST.search(str(error))
+        if isinstance(error, TrainingError) or not broken:
+            raise
+        raise RankFailed(f"{_CONSEQUENCE} ({str(error).strip().splitlines()[0]})") from error
+
+
 class _Crew:
     """The processes that this one started."""
 
-    def __init__(self, ranks: int, reports: Path) -> None:
+    def __init__(self, ranks: int, reports: Path, folder: Path) -> None:
         self.ranks = ranks
         self.reports = reports
+        self.folder = folder
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.done = threading.Event()
 
@@ -115,13 +132,22 @@ class _Crew:
                 continue
             # A collective operation with a process that is gone usually raises in the main thread.
             if not self.done.wait(_GRACE):
-                log.print(f"volution: error: {self.failure()}", markup=False, soft_wrap=True)
+                text = f"volution: error: {self.failure()}; {how_to_continue(self.folder)}"
+                log.print(text, markup=False, soft_wrap=True)
                 self.end()
                 os._exit(2)  # it never comes back from that operation
             return
 
     def _failed(self) -> int | None:
-        return next((rank for rank, p in self.processes.items() if p.poll() not in (None, 0)), None)
+        failed = [rank for rank, p in self.processes.items() if p.poll() not in (None, 0)]
+        # Those that only lost their connection to another one explain nothing.
+        return min(
+            failed, key=lambda rank: (_CONSEQUENCE in self._report(rank), rank), default=None
+        )
+
+    def _report(self, rank: int) -> str:
+        report = self.reports / f"{rank}.txt"
+        return report.read_text() if report.is_file() else ""
 
     def failure(self, *, wait: bool = False) -> str | None:
         """Return what happened to the first process that failed; None if none did."""
@@ -132,9 +158,9 @@ class _Crew:
                 return None
             time.sleep(_POLL)
         who = f"process {rank} of the {self.ranks} processes 0 to {self.ranks - 1}"
-        report = self.reports / f"{rank}.txt"
-        if report.is_file():
-            return f"{who} failed: {report.read_text()}"
+        report = self._report(rank)
+        if report:
+            return f"{who} failed: {report}"
         code = int(self.processes[rank].returncode)
         how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
         return f"{who} ended unexpectedly ({how}); the other processes were stopped"
