@@ -88,7 +88,7 @@ class TestRoundTrip:
     def test_grey_input_and_awkward_names_of_classes(self, tmp_path):
         names = ('"a"', "größe / ü", "c:\n")
         net = tasks.create_model("rednet26", num_classes=3, in_chans=1, model_args=small.WIDTHS)
-        config = data.InputConfig(1, 48, (0.1307,), (0.3081,), "bilinear", 0.9)
+        config = data.InputConfig(1, 48, (0.1307,), (0.3081,), "bilinear", 0.9, "squash")
         grey = tasks.Classifier(net.eval(), "rednet26", names, config, small.WIDTHS)
         tasks.save_classifier(tmp_path / "grey.safetensors", grey)
         tasks.push(tmp_path / "grey.safetensors", tmp_path / "out")

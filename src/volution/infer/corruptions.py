@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_image
 
-from volution.data import Images
+from volution.data import Images, InputConfig
 from volution.infer.evaluate import look
 from volution.tasks import Accuracy, Classifier
 
@@ -179,10 +179,13 @@ class Robustness:
 class _Severities:
     """Resize and crop, corrupt with every severity, and only then make numbers of it."""
 
-    def __init__(self, transform: Any, name: str) -> None:
+    def __init__(self, wanted: InputConfig, name: str) -> None:
+        transform: Any = wanted.transform()
         steps = list(transform.transforms)
-        # What timm's transforms begin with works on pictures: resizing and cropping.
-        first = next(i for i, step in enumerate(steps) if "Tensor" in type(step).__name__)
+        # Up to here they give pictures: that is where ImageNet-C corrupts.
+        probe, first = Image.new("RGB" if wanted.channels == 3 else "L", (64, 64)), 0
+        while isinstance(made := steps[first](probe), Image.Image):
+            probe, first = made, first + 1
         self.before, self.after, self.name = steps[:first], steps[first:], name
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -231,7 +234,7 @@ def evaluate_corrupted(
         found = look(
             classifier,
             images,
-            _Severities(classifier.input.transform(), name),
+            _Severities(classifier.input, name),
             seen,
             batch_size=max(1, batch_size // len(SEVERITIES)),
             workers=workers,

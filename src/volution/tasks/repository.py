@@ -78,7 +78,7 @@ def config_of(
             "fixed_input_size": bool(cfg.get("fixed_input_size", False)),
             "interpolation": wanted.interpolation,
             "crop_pct": wanted.crop_pct,
-            "crop_mode": "center",
+            "crop_mode": wanted.crop_mode,
             "mean": list(wanted.mean),
             "std": list(wanted.std),
         },
@@ -113,6 +113,7 @@ def read_description(folder: Path) -> Description:
             std=tuple(float(value) for value in cfg["std"]),
             interpolation=str(cfg.get("interpolation", "bicubic")),
             crop_pct=float(cfg.get("crop_pct", 0.875)),
+            crop_mode=str(cfg.get("crop_mode", "center")),
         )
         args = dict(config.get("model_args") or {})
         # Both are said by the classes and the input.
