@@ -124,10 +124,9 @@ class Store:
         return self.folder / state.file
 
     def find(self, path: Path | None) -> State | None:
-        """Return the state of a file; None for none."""
-        if path is None:
-            return None
-        return next(state for state in self.states() if state.file == path.name)
+        """Return the state of a file; None for none, and for one that is not there."""
+        name = None if path is None else path.name
+        return next((state for state in self.states() if state.file == name), None)
 
     def newest(self, remark: Callable[[str], None] = lambda text: None) -> State | None:
         """Return the newest state that is as it was written; None if there never was one.
