@@ -98,7 +98,7 @@ def commands_markdown() -> str:
 def memory_row(recipe: Recipe, model: str) -> str:
     """Return the line of a network in the table of :func:`memory_markdown`."""
     reported = models.reported_top1(model) if recipe.reported_top1 else None
-    cells = [f"`{recipe.name}`", f"`{model}`", "-" if reported is None else f"{reported:g}"]
+    cells = [f"`{recipe.name}`", f"`{model}`", "-" if reported is None else str(reported)]
     told: dict[tuple[int, str], str] = {}
     for nodes, devices in MACHINES:
         plan = Plan.of(recipe, nodes, devices)

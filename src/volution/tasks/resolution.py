@@ -82,7 +82,9 @@ def tell_resized(net: nn.Module, stored: Shapes, image_size: int) -> None:
 
 def _check_fixed_size(net: nn.Module, image_size: int) -> None:
     cfg: Any = getattr(net, "pretrained_cfg", None) or {}
-    made_for = tuple(cfg.get("input_size", ()))[1:]
+    # What the network was made with counts more than what it was published with.
+    own = getattr(getattr(net, "patch_embed", None), "img_size", None)
+    made_for = tuple(own or cfg.get("input_size", ())[1:])
     if cfg.get("fixed_input_size") and made_for != (image_size, image_size):
         raise ValueError(
             f"image_size: {type(net).__name__} takes images of {made_for[0]} by {made_for[1]} "
