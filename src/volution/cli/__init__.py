@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from volution.train import TrainingError
 
     try:
-        return run(list(sys.argv[1:] if argv is None else argv))
+        code = run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here, where it is known what to do if nobody reads it
+        return code
     except KeyboardInterrupt:
         log.print("volution: interrupted")
         return 130
