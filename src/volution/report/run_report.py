@@ -21,6 +21,8 @@ __all__ = ["REPORT", "is_current", "write_run_report"]
 
 REPORT = "report.html"
 
+# Images that go through the network at once, at most.
+_BATCH = 64
 # Images whose receptive field is averaged.
 _FIELD_IMAGES = 4
 
@@ -104,7 +106,8 @@ def _look(
             classifier,
             images.val,
             samples=samples,
-            batch_size=config.batch_size,
+            # That of the training may be meant for many devices.
+            batch_size=min(_BATCH, config.batch_size),
             workers=config.workers,
             device=device,
             show_progress=show_progress,

@@ -103,7 +103,7 @@ class WeightsAndBiases:
     """A run on Weights & Biases, or a file to upload later where ``WANDB_MODE`` is offline.
 
     Args:
-        config: The settings, which are uploaded, but for paths.
+        config: The settings, which are uploaded, but for the run's folder and file of weights.
         folder: The run's folder; the run's id is kept there, in ``wandb/id``.
     """
 
