@@ -1,8 +1,11 @@
 """pretrained=True: files come whole, are held against their hash, and errors say what to do."""
 
 import hashlib
+import itertools
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -203,3 +206,14 @@ def test_the_table_is_of_networks_that_exist_and_timm_lists_them():
     assert listed == set(WEIGHTS)
     assert all(weights.url.startswith("https://") for weights in WEIGHTS.values())
     assert len({weights.filename for weights in WEIGHTS.values()}) == len(WEIGHTS)
+
+
+def test_the_documentation_names_where_weights_are():
+    page = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
+    # Braces in a name stand for each of their words, and "to" for those in between.
+    named = set()
+    for text in re.findall(r"`([\w{},.]+\.in\d+k)`", page):
+        parts = [part.split(",") for part in re.split(r"[{}]", text)]
+        named |= {"".join(words) for words in itertools.product(*parts)}
+    named |= {f"van_b{i}.in1k" for i in range(4)}
+    assert named == set(WEIGHTS)
