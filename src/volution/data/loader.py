@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from volution.data.decoding import unlimited
 from volution.data.images import Images
@@ -234,8 +235,13 @@ def _stack(images: list[Tensor]) -> Tensor:
     """Return images as one batch in channels-last memory, copied once."""
     if not images:
         return torch.empty(0)
-    shape = (len(images), *images[0].shape)
-    batch = torch.empty(shape, dtype=images[0].dtype, memory_format=torch.channels_last)
+    shape, kind = (len(images), *images[0].shape), images[0].dtype
+    batch = torch.empty(0, dtype=kind)
+    if get_worker_info() is not None:
+        # Where the main process sees it: otherwise the batch would be copied on its way there.
+        size = math.prod(shape) * batch.element_size()
+        batch.set_(torch.UntypedStorage._new_shared(size))
+    batch.resize_(shape, memory_format=torch.channels_last)
     for place, image in zip(batch, images, strict=True):
         place.copy_(image)
     return batch
