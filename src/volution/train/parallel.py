@@ -45,7 +45,9 @@ def on_gpu(config: TrainConfig) -> bool:
 
 
 def decided_by_first(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what a function returns to the first process, in all of them; raise what it raises.
+    """Return what a function returns to the first process, in all of them.
+
+    What it raises is raised in the first; the others end with exit code 2 and leave the word to it.
 
     For what looks at files that the first process then changes. Processes that volution started
     itself are told everything; those of a launcher begin with nothing but the same command.
@@ -63,7 +65,7 @@ def decided_by_first(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     distributed.broadcast_object_list(outcome)
     value, problem = outcome
     if problem is not None:
-        raise problem
+        raise problem if found.rank == 0 else SystemExit(2)
     return value  # type: ignore[no-any-return]
 
 
