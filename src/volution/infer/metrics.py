@@ -105,7 +105,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
     Example:
         >>> low, high = wilson_interval(1.0, 10)
-        >>> round(low, 3), high
+        >>> round(low, 3), round(high, 3)
         (0.722, 1.0)
     """
     if not count:
