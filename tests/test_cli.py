@@ -203,7 +203,9 @@ def test_classes_must_be_the_same(capsys, checkpoint, tmp_path):
 
 def test_output_is_checked_before_work(capsys, checkpoint, colours, tmp_path):
     words = ["predict", checkpoint, colours]
-    assert "must end in .csv, .json, .jsonl or .parquet" in failure(capsys, *words, "--output=answers.txt")
+    assert "must end in .csv, .json, .jsonl or .parquet" in failure(
+        capsys, *words, "--output=answers.txt"
+    )
     assert "no folder" in failure(capsys, *words, f"--output={tmp_path}/none/answers.csv")
 
 
