@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,11 +35,13 @@ def count_shards(places: Sequence[str]) -> list[Facts]:
     found = [_remembered(place) for place in places]
     new = sum(size for size, facts in zip(sizes, found, strict=True) if facts is None)
     with Meter("counting shards", sum(f is None for f in found), show=new > _WORTH_A_BAR) as meter:
+        start, samples = time.perf_counter(), 0
         for i, place in enumerate(places):
             if found[i] is None:
-                found[i] = scan_shard(place)
-                _remember(place, found[i])
-                meter.add(1)
+                facts = found[i] = scan_shard(place)
+                _remember(place, facts)
+                samples += len(facts.labels)
+                meter.add(1, rate=samples / (time.perf_counter() - start))
     return [facts for facts in found if facts is not None]
 
 
@@ -68,7 +71,7 @@ def _remembered(place: str) -> Facts | None:
         return None  # counting again is always right
 
 
-def _remember(place: str, facts: Facts | None) -> None:
+def _remember(place: str, facts: Facts) -> None:
     note = _note(place)
     unfinished = note.with_name(f".{note.name}.{os.getpid()}")
     try:

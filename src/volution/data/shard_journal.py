@@ -59,7 +59,11 @@ class Journal:
                 raise ValueError(
                     f"destination: {path} was changed since it was written; remove {folder}"
                 )
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"destination: cannot write to {folder}: {reason}") from error
         if not (folder / JOURNAL).exists():
             strange = min(folder.glob("*.tar"), default=None)
             if strange is not None:
@@ -79,7 +83,7 @@ class Journal:
                 for split, entries in found["shards"].items()
             }
             return cls(folder, found["job"], shards, found["next"], found["broken"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); remove {folder}") from error
