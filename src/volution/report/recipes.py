@@ -36,7 +36,7 @@ def show_recipes(*, as_json: bool) -> int:
             row["model"],
             str(row["epochs"]),
             str(row["images_per_step"]),
-            "-" if row["reported_of_model"] is None else str(row['reported_of_model']),
+            "-" if row["reported_of_model"] is None else str(row["reported_of_model"]),
             _with_number(recipe),
         )
     out.print(table)

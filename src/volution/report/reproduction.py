@@ -16,7 +16,8 @@ MACHINES = ((1, 8), (4, 8))
 """Nodes, and GPUs on each, that the documentation has numbers for."""
 
 _HEAD = (
-    "| recipe | model | reported top-1, % | images on a GPU x accumulate, 8 GPUs | GiB in float32 | GiB in bf16 "
+    "| recipe | model | reported top-1, % "
+    "| images on a GPU x accumulate, 8 GPUs | GiB in float32 | GiB in bf16 "
     "| the same, 4 x 8 GPUs | GiB in float32 | GiB in bf16 |\n"
     "|---|---|---:|---:|---:|---:|---:|---:|---:|"
 )
