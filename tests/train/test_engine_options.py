@@ -164,7 +164,13 @@ class TestOptions:
         for on in (False, True):
             # 6 images to measure with: a batch of 4, and one of 2.
             config = small.colour_run(
-                colours, tmp_path / str(on), batch_size=4, epochs=2, compile=on, ema_decay=0.5
+                colours,
+                tmp_path / str(on),
+                model_args={"widths": [32, 32, 32, 32], "depths": [1, 1, 1, 1]},
+                batch_size=4,
+                epochs=2,
+                compile=on,
+                ema_decay=0.5,
             )
             results[on] = fit(config, show_progress=False)
         for plain, other in zip(results[False].history, results[True].history, strict=True):
