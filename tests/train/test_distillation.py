@@ -29,7 +29,7 @@ def colours(tmp_path_factory):
 @pytest.fixture(scope="module")
 def known(colours, tmp_path_factory):
     """A run that learned the colours from their labels."""
-    config = small.colour_run(colours, tmp_path_factory.mktemp("runs") / "teacher", epochs=4)
+    config = small.colour_run(colours, tmp_path_factory.mktemp("runs") / "teacher", epochs=8)
     result = fit(config, show_progress=False)
     assert result.best_top1 > 0.9
     return result
@@ -226,7 +226,7 @@ def test_a_student_learns_from_the_teacher_alone(known, colours, tmp_path, disti
     """With labels left out of the loss it can only have the colours from the teacher."""
     watch = Watch()
     config = small.colour_run(
-        colours, tmp_path / "student", epochs=4, teacher=str(known.best),
+        colours, tmp_path / "student", epochs=8, teacher=str(known.best),
         distill=distill, distill_alpha=1.0, ema_decay=0.5, mixup=0.1, precision="bf16",
         seed=3,
     )  # fmt: skip
