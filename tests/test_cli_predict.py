@@ -49,7 +49,9 @@ def failure(capsys, *words):
     return line.removeprefix("volution: error: ")
 
 
-def test_rows_of_several_batches_stand_in_one_table(capsys, checkpoint, colours):
+def test_rows_of_several_batches_stand_in_one_table(capsys, checkpoint, colours, monkeypatch):
+    # Wide enough for the names of any temporary folder.
+    monkeypatch.setattr("volution._support.console.out.width", 240, raising=False)
     assert predict(checkpoint, colours, "--batch-size=4", "--top=2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["image", "is", "sure", "or", "else"]

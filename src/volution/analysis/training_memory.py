@@ -94,7 +94,7 @@ def training_memory(
     Example:
         >>> memory = training_memory("rednet26", batch_size=8, image_size=64)
         >>> memory.parameters // 4, memory.optimizer // memory.gradients
-        (9251406, 2)
+        (9264398, 2)
     """
     for name, number in (("batch_size", batch_size), ("image_size", image_size)):
         if number is not None and number < 1:

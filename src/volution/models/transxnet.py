@@ -193,11 +193,6 @@ class TransXNet(Pyramid):
             if isinstance(stage, Stage):
                 cast(StageTable, stage.position).resize((rows, columns))
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the layer scales and the tables of positions, which weight decay spares."""
-        spared = (".layer_scale_1.weight", ".layer_scale_2.weight", ".position.weight")
-        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters: by stage if coarse, or by block."""
         return match_stages(coarse)

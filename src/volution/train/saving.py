@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,11 @@ class BackgroundIO(CheckpointIO):
         """Let the write that is under way come to its end, or to none; nothing is raised."""
         if cancel:
             self.store.cancelled.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        while self._thread is not None:
+            # Each reading process that died raises here, whatever this thread is just doing.
+            with suppress(RuntimeError):
+                self._thread.join()
+                self._thread = None
 
     def restore_best(self, best: Best | None) -> None:
         """Bring back the best weights that belong to a state; those found later are left out."""
