@@ -6,6 +6,9 @@ NATIVE := CMakeLists.txt $(shell find src -name '*.c' -o -name '*.h')
 # A plain test run stays short; `make test-slow` runs what is marked slow.
 PYTEST := $(BIN)/python -m pytest -q -n auto
 
+# Where it is set, every process that a test starts would compile all of PyTorch's Python anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup quickstart test test-slow bench lint sanitize gpu-check clean
 
 help:  ## Show this list.
