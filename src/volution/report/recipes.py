@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from volution import models
 from volution._support.console import out
@@ -23,29 +24,32 @@ def show_recipes(*, as_json: bool) -> int:
     if as_json:
         out.print(json.dumps([_row(r) for r in found], indent=2), markup=False, soft_wrap=True)
         return 0
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for head in ("recipe", "model", "epochs", "images", "reported", "reproduces"):
-        named = head in ("recipe", "model")
-        wide = head == "reproduces"
-        justify: Literal["left", "right"] = "left" if named or wide else "right"
-        table.add_column(head, justify=justify, no_wrap=named, overflow="fold")
-    for recipe in found:
-        row = _row(recipe)
-        table.add_row(
-            row["name"],
-            row["model"],
-            str(row["epochs"]),
-            str(row["images_per_step"]),
-            "-" if row["reported_of_model"] is None else str(row["reported_of_model"]),
-            _with_number(recipe),
-        )
-    out.print(table)
+    head = ("recipe", "model", "epochs", "images", "reported")
+    rows = [_cells(_row(recipe)) for recipe in found]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    out.print(_line(head, widths), style="bold", soft_wrap=True)
+    for recipe, row in zip(found, rows, strict=True):
+        out.print(_line(row, widths), markup=False, soft_wrap=True)
+        # Below, not beside: a column of sentences would be a word wide in a terminal.
+        out.print(Padding(Text(_with_number(recipe), style="dim"), (0, 0, 0, 2)))
     out.print(
         f"images: of one step of the optimizer, on all devices; reported: {_NOTE}; start one with "
         f"volution train --config NAME",
         style="dim",
     )
     return 0
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    reported = "-" if row["reported_of_model"] is None else str(row["reported_of_model"])
+    counts = (str(row["epochs"]), str(row["images_per_step"]))
+    return (row["name"], row["model"], *counts, reported)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return cells in columns, names on the left, numbers on the right."""
+    places = ("<", "<", ">", ">", ">")
+    return "  ".join(f"{c:{p}{w}}" for c, p, w in zip(cells, places, widths, strict=True)).rstrip()
 
 
 def recipes_markdown(found: Sequence[Recipe] | None = None) -> str:
