@@ -72,3 +72,9 @@ def test_unknown_models_and_arguments():
     net = small.colour_classifier().model
     with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
         tasks.input_config(net, image_size=0)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg_overlay"])
+def test_a_files_description_cannot_name_other_files(name):
+    with pytest.raises(ValueError, match=f"arguments of the network's class, got {name}"):
+        tasks.create_model("rednet26", model_args={name: "/etc/passwd"})

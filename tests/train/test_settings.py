@@ -123,6 +123,16 @@ def test_accumulated_batches_are_one_batch(colours, tmp_path):
     assert any(not torch.equal(w, whole.weights[0][k]) for k, w in whole.weights[-1].items())
 
 
+def test_a_last_step_of_fewer_batches_is_their_mean(colours, tmp_path):
+    settings = {**NORMED_BY_LAYER, **PLAIN_SGD}
+    whole, _ = watched(colours, tmp_path / "whole", batch_size=24, **settings)
+    # Three batches, where a step would have four.
+    parts, _ = watched(colours, tmp_path / "parts", batch_size=8, accumulate=4, **settings)
+    assert whole.steps == parts.steps == 1
+    for name, weight in whole.weights[-1].items():
+        torch.testing.assert_close(parts.weights[-1][name], weight, rtol=1e-4, atol=1e-6)
+
+
 def test_the_schedule_counts_steps_not_batches(colours, tmp_path):
     settings = {"schedule": "linear", "warmup_epochs": 0, "epochs": 2}
     whole, _ = watched(colours, tmp_path / "whole", batch_size=8, **settings)

@@ -16,6 +16,9 @@ from volution.data import ImageData, InputConfig
 __all__ = ["Accuracy", "create_model", "input_config"]
 
 
+_OF_FILES = frozenset({"checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"})
+
+
 def create_model(
     name: str,
     *,
@@ -34,7 +37,8 @@ def create_model(
         model_args: Further arguments of the network's class.
 
     Raises:
-        ValueError: If there is no such network; the message has the nearest names.
+        ValueError: If there is no such network (the message has the nearest names), or
+            ``model_args`` name files.
         TypeError: If the network does not take one of ``model_args``.
 
     Example:
@@ -49,6 +53,13 @@ def create_model(
     if not timm.is_model(name):
         raise ValueError(unknown("model", name, timm.list_models(), more="see `volution list`"))
     settings = dict(model_args or {})
+    # A file's description may come from anybody, and must not name other files to open.
+    files = sorted(settings.keys() & _OF_FILES)
+    if files:
+        raise ValueError(
+            f"model_args must hold arguments of the network's class, got {', '.join(files)}; "
+            f"weights to start from are named by weights or pretrained"
+        )
     if num_classes is not None:
         settings["num_classes"] = num_classes
     return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **settings)

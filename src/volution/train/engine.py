@@ -122,7 +122,10 @@ class Run:
             )
             if show_progress and is_first() and self.config.lr_scaling != "none":
                 log.print(self.config.lr_rule, soft_wrap=True)
-            trainer.fit(self.module, ckpt_path=resume, weights_only=True)
+            try:
+                trainer.fit(self.module, ckpt_path=resume, weights_only=True)
+            finally:
+                history.release()
         return TrainResult(folder, keep.best_top1, history.rows, list(self.module.broken))
 
     def _io(self, folder: Path) -> BackgroundIO:

@@ -62,7 +62,6 @@ class History(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start = time.perf_counter() - self._carried
-        self._before = self._before.to(_learned(module))
         if not trainer.is_global_zero:
             return
         self._file = self.steps.open("a+", encoding="utf-8", newline="")
@@ -101,9 +100,12 @@ class History(Callback):
         finally:
             while self._opened:
                 self._opened.pop().close(failed=failed)
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+
+    def release(self) -> None:
+        """Let go of the run's folder, when the last state is written too."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     # Within an epoch
 
@@ -130,7 +132,9 @@ class History(Callback):
             return
         sums = _learned(module).clone()
         epoch = round(trainer.current_epoch + (index + 1) / batches, 6)
-        self._waiting.append((trainer.global_step, epoch, self.lr, sums - self._before))
+        # Only now: the module's sums go to the device after callbacks have started.
+        since = sums - self._before.to(sums)
+        self._waiting.append((trainer.global_step, epoch, self.lr, since))
         self._before = sums
         if time.perf_counter() - self._written > _SECONDS_BETWEEN_WRITES:
             self._flush()

@@ -146,10 +146,20 @@ class ClassificationModule(LightningModule):
         # Fetching a number from a GPU waits for it.
         if self.device.type == "cpu" or index % _STEPS_BETWEEN_CHECKS == 0:
             self._check_loss(index)
+        loss = loss * self._of_step(index)
         if processes() == 1:
             return loss
         # Gradients are averaged over processes; this makes of it the average over images.
         return loss * (readable * processes() / step[1].clamp(min=1)).to(loss.dtype)
+
+    def _of_step(self, index: int) -> float:
+        """Return what makes the mean over an epoch's last batches of what Lightning divides.
+
+        It divides by ``accumulate`` also where fewer batches are left for the last step.
+        """
+        batches, accumulate = len(self.loaders[0]), self.config.accumulate
+        left = batches % accumulate
+        return accumulate / left if index >= batches - left else 1.0
 
     def _check_loss(self, index: int) -> None:
         """Raise if a loss of this epoch was no number; the same on all processes."""

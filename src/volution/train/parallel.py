@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -62,7 +64,11 @@ def decided_by_first(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
             outcome[0] = function(*args, **kwargs)
         except Exception as error:
             outcome[1] = error
-    distributed.broadcast_object_list(outcome)
+    # What the first decides may take hours, such as looking at every image.
+    patient = distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+    assert isinstance(patient, distributed.ProcessGroup)  # all processes belong to it
+    distributed.broadcast_object_list(outcome, group=patient)
+    distributed.destroy_process_group(patient)
     value, problem = outcome
     if problem is not None:
         raise problem if found.rank == 0 else SystemExit(2)
@@ -108,5 +114,6 @@ def _connect() -> None:
         init_method=f"tcp://{address}:{port}" if found.by == "srun" else "env://",
         rank=found.rank,
         world_size=found.ranks,
+        timeout=default_pg_timeout,
         device_id=device,
     )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from volution.train.config import read_config
+from volution.train.interruption import Interrupted
 from volution.train.launching import REPORTS, watch_parent
 
 __all__ = ["main"]
@@ -27,6 +28,8 @@ def main(config: str, folder: str, resume: str | None = None) -> int:
         run = engine.Run.build(read_config(Path(config)))
         from_file = None if resume is None else Path(resume)
         run.fit(Path(folder), resume=from_file, show_progress=False)
+    except Interrupted:
+        return 0  # as the first process asked; how that ends is its to say
     except KeyboardInterrupt:
         return 130
     except Exception as error:

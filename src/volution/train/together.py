@@ -66,6 +66,6 @@ def filled(batch: Batch, shape: tuple[int, int, int]) -> Batch:
     if len(labels) >= 2:
         return batch
     if len(labels) == 1:
-        return batch._replace(images=batch.images.expand(2, -1, -1, -1), labels=labels.expand(2))
+        return batch._replace(images=batch.images.repeat(2, 1, 1, 1), labels=labels.repeat(2))
     images = torch.zeros(2, *shape, device=labels.device)
     return batch._replace(images=images, labels=labels.new_zeros(2))
