@@ -7,14 +7,17 @@ import pytest
 import small
 import timm
 import torch
+from timm.data import Mixup
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from volution import hub, ops, tasks
+from volution.data import Batch
 from volution.train import TrainConfig, engine, fit
 from volution.train.average import MovingAverage
 from volution.train.optimisation import optimizer
 from volution.train.synchronised import SyncBatchNorm, synchronise
+from volution.train.together import filled
 
 FAMILIES = ["rednet26", "xvolution_resnet34", "hornet_tiny_gf", "van_b0", "transxnet_t"]
 
@@ -220,3 +223,13 @@ def test_bad_places_are_told_before_anything_is_written(colours, tmp_path, setti
     with pytest.raises(ValueError, match=message):
         fit(small.colour_run(colours, tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_only_readable_image_can_be_mixed_with_itself():
+    """Of a process that could read no other; mixing writes into the batch."""
+    batch = Batch(torch.rand(1, 3, 8, 8), torch.tensor([1]), torch.tensor([0]), [])
+    two = filled(batch, (3, 8, 8))
+    for mixup, cutmix in ((1.0, 0.0), (0.0, 1.0)):
+        mixed, _ = Mixup(mixup, cutmix, num_classes=3)(two.images.clone(), two.labels)
+        torch.testing.assert_close(mixed, batch.images.repeat(2, 1, 1, 1))
+    Mixup(1.0, 0.0, num_classes=3)(two.images, two.labels)
