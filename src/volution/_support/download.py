@@ -14,6 +14,7 @@ from typing import IO, Any
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from volution._support.console import log
+from volution._support.files import beside
 
 __all__ = ["cached_file"]
 
@@ -169,7 +170,6 @@ def _read_record(record: Path) -> str | None:
 
 
 def _write_record(record: Path, digest: str, name: str) -> None:
-    unfinished = record.with_name(f".{record.name}.{os.getpid()}.unfinished")
-    # In the form that `sha256sum --check` reads.
-    unfinished.write_text(f"{digest}  {name}\n", encoding="ascii")
-    os.replace(unfinished, record)
+    with beside(record) as unfinished:
+        # In the form that `sha256sum --check` reads.
+        unfinished.write_text(f"{digest}  {name}\n", encoding="ascii")

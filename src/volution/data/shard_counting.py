@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from volution._support.console import Meter
+from volution._support.files import beside
 from volution.data.shard_reading import Facts, scan_shard
 
 __all__ = ["count_shards"]
@@ -73,10 +74,9 @@ def _remembered(place: str) -> Facts | None:
 
 def _remember(place: str, facts: Facts) -> None:
     note = _note(place)
-    unfinished = note.with_name(f".{note.name}.{os.getpid()}")
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({"state": _state(place), "facts": facts}))
-        os.replace(unfinished, note)
+        with beside(note) as unfinished:
+            unfinished.write_text(json.dumps({"state": _state(place), "facts": facts}))
     except OSError:
         return  # a home that cannot be written to costs time, nothing else

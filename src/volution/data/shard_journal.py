@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from volution._support.files import write_whole
 from volution.data.shard_index import JOURNAL, IndexedShard, from_entry, read_index, to_entry
 
-__all__ = ["Journal", "write_whole"]
+__all__ = ["Journal"]
 
 
 @dataclass
@@ -109,13 +109,3 @@ class Journal:
     def remove(self) -> None:
         """The job is finished."""
         (self.folder / JOURNAL).unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there completely or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)

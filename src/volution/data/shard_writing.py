@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from volution._support.console import Meter
+from volution._support.files import write_whole
 from volution.data.images import ImageData, Images
 from volution.data.shard_index import INDEX, ShardIndex, read_index
-from volution.data.shard_journal import Journal, write_whole
+from volution.data.shard_journal import Journal
 from volution.data.shard_keys import sample_keys
 from volution.data.shard_packing import pack
 from volution.data.stream import Stream

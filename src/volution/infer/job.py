@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from volution._support.files import beside
 from volution.infer.inputs import Survey
 from volution.infer.shares import Share
-from volution.infer.writing import beside
 from volution.tasks import Classifier
 
 __all__ = ["MANIFEST", "Job", "Part", "claim"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from volution._support.console import Meter, log
+from volution._support.files import beside
 from volution.data.decoding import MAX_PIXELS
 from volution.infer.broken import BrokenList
 from volution.infer.inputs import Inputs, find_inputs
@@ -24,7 +25,6 @@ from volution.infer.streaming import (
     embedding_width,
     predict_stream,
 )
-from volution.infer.writing import beside
 from volution.tasks import Classifier
 
 __all__ = ["PartsResult", "predict_parts"]

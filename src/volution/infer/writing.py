@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
+from volution._support.files import beside
 from volution.infer.broken import BrokenList
 from volution.infer.streaming import Prediction
 
@@ -21,7 +22,6 @@ __all__ = [
     "JsonLinesWriter",
     "JsonWriter",
     "Writer",
-    "beside",
     "check_output",
     "open_writer",
 ]
@@ -164,20 +164,6 @@ def open_writer(path: Path, *, top: int, width: int | None = None) -> Iterator[W
             plain = makers[path.suffix](text)
             yield plain
             plain.finish()
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """Give a file to write to, which takes the place of ``path`` if nothing goes wrong."""
-    # Processes on several machines may have the same number.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.unfinished")
-    try:
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _as_json(row: Prediction) -> str:

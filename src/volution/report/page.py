@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+from volution._support.files import write_whole
+
 __all__ = ["Page", "Photo"]
 
 
@@ -134,9 +136,7 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Write the page to a file, whole or not at all."""
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text(self.html(), encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, self.html())
 
     def html(self) -> str:
         """Return the page."""

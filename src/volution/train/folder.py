@@ -11,6 +11,7 @@ from typing import Any
 
 from volution._support.console import log
 from volution._support.environment import environment
+from volution._support.files import write_whole
 from volution.train.config import PLACE, TrainConfig, read_config, write_config
 from volution.train.runstate import refuse_held
 from volution.train.store import Store
@@ -88,7 +89,7 @@ def begin(config: TrainConfig, *, overwrite: bool = False) -> Start:
         Store(folder / CHECKPOINTS).clear()
         for name in (METRICS, STEPS, BEST):
             (folder / name).unlink(missing_ok=True)
-        _write_whole(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+        write_whole(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
         # The last of all: a folder with it is a run's.
         unfinished = folder / f".{CONFIG}.unfinished"
         write_config(replace(config, out=folder), unfinished)
@@ -162,9 +163,3 @@ def _differing(there: TrainConfig, here: TrainConfig) -> list[str]:
 def _plain(value: object) -> str:
     # As a file of settings has it: without the difference between lists and tuples.
     return json.dumps(value, default=str, sort_keys=True) if isinstance(value, dict) else str(value)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from volution._support.files import write_whole
 from volution.train.config import read_config
 from volution.train.interruption import Interrupted
 from volution.train.launching import REPORTS, watch_parent
@@ -35,9 +36,7 @@ def main(config: str, folder: str, resume: str | None = None) -> int:
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         report = Path(os.environ[REPORTS]) / f"{os.environ['RANK']}.txt"
-        unfinished = report.with_suffix(".unfinished")
-        unfinished.write_text(text)
-        os.replace(unfinished, report)
+        write_whole(report, text)
         return 2
     return 0
 

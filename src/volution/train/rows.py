@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from volution._support.files import write_whole
 
 __all__ = ["line", "parse_rows", "read_rows", "write_rows"]
 
@@ -22,10 +23,8 @@ def line(values: Sequence[object]) -> str:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write rows that have the same names to a CSV file, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
     text = line(list(rows[0])) + "".join(line(list(row.values())) for row in rows)
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    write_whole(path, text)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

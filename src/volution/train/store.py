@@ -15,6 +15,8 @@ from typing import IO, Any
 
 import torch
 
+from volution._support.files import write_whole
+
 __all__ = ["Best", "State", "Store", "named"]
 
 _MANIFEST = "manifest.json"
@@ -229,12 +231,7 @@ class Store:
     def _write_manifest(self, states: list[State]) -> None:
         path = self.folder / _MANIFEST
         text = json.dumps({"format": _FORMAT, "states": [asdict(s) for s in states]}, indent=2)
-        unfinished = self.folder / f".{_MANIFEST}{_UNFINISHED}"
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        write_whole(path, text + "\n")
         _sync_folder(self.folder)
 
     def _remove_all_but(self, states: list[State]) -> None:
